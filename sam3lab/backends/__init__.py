@@ -1,0 +1,37 @@
+"""The runtimes, one file each. Asking for one imports it and nothing else."""
+
+import importlib
+
+from sam3lab.backends.base import Artifacts, Backend, RawOutputs
+from sam3lab.errors import UserError
+
+__all__ = ["Artifacts", "Backend", "RawOutputs", "get", "names"]
+
+_PLACES = {
+    "transformers": "sam3lab.backends.transformers:TransformersBackend",
+    "pytorch": "sam3lab.backends.pytorch:PyTorchBackend",
+    "pytorch-compiled": "sam3lab.backends.pytorch:CompiledPyTorchBackend",
+    "onnxruntime": "sam3lab.backends.onnxruntime:OnnxRuntimeBackend",
+    "openvino": "sam3lab.backends.openvino:OpenVinoBackend",
+}
+_SYNTHETIC = {"sleep": "sam3lab.backends.sleep:SleepBackend"}
+
+
+def names() -> list[str]:
+    """The names of the runtimes that are compared, reference first."""
+    return list(_PLACES)
+
+
+def get(name: str) -> type[Backend]:
+    """The backend class of that name, or at "module:Class" for one from outside the package.
+
+    Raises UserError where there is none.
+    """
+    place = _PLACES.get(name) or _SYNTHETIC.get(name) or name
+    module, _, attribute = place.partition(":")
+    if not attribute:
+        raise UserError(f"no backend is named {name!r}; known: {', '.join(names())}; or give module:Class")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"backend {name!r} could not be imported from {module}: {error}") from error

@@ -1,0 +1,43 @@
+"""The command line. Each command's module, and what it imports, is loaded only when that command runs."""
+
+import argparse
+import importlib
+import sys
+
+from sam3lab import __version__
+from sam3lab.errors import UserError
+
+# name: (module, function that adds its options, function that runs it, one line of help)
+COMMANDS = {
+    "doctor": ("sam3lab.bench.cli", "add_doctor_arguments", "doctor", "what this machine can run, and why not the rest"),
+    "study": ("sam3lab.study.cli", "add_study_arguments", "study", "run every notebook and write the report"),
+    "measure": ("sam3lab.bench.cli", "add_measure_arguments", "measure", "measure a list of cases"),
+    "export": ("sam3lab.export.cli", "add_arguments", "run", "write a checkpoint's ONNX graphs"),
+    "figures": ("sam3lab.study.cli", "add_figures_arguments", "figures", "render all figures from stored results"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit status: 2 for bad input, with one line that says what to do."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="sam3lab", description=sys.modules["sam3lab"].__doc__)
+    parser.add_argument("--version", action="version", version=f"sam3lab {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    for name, (module, add_arguments, _, summary) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=summary, description=summary)
+        if name == chosen:
+            getattr(importlib.import_module(module), add_arguments)(subparser)
+    args = parser.parse_args(argv)
+    module, _, run, _ = COMMANDS[args.command]
+    try:
+        return getattr(importlib.import_module(module), run)(args)
+    except UserError as error:
+        print(f"sam3lab {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Exported graphs, cached by what they are made of."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+from sam3lab.errors import UserError
+from sam3lab.export import manifest
+from sam3lab.model.checkpoint import check_resolution, fingerprint
+from sam3lab.paths import cache_dir
+
+
+def graphs(checkpoint: Path, resolution: int, precision: str, opset: int | None = None) -> Path:
+    """The directory of the ONNX graphs of a checkpoint, exported on first use, verified each time.
+
+    The key is the content of the checkpoint, the resolution, precision and opset, the exporter's versions and the
+    source of the model and the export. A damaged entry is refused, never used; the error says to delete it.
+    """
+    from sam3lab.export import onnx
+
+    check_resolution(resolution)
+    opset = opset or onnx.OPSET
+    model = Path(__file__).parents[1] / "model"
+    sources = [path.read_text() for path in (*sorted(model.glob("*.py")), Path(onnx.__file__))]
+    versions = {name: version(name) for name in ("torch", "onnx", "onnxscript")}
+    content = [fingerprint(checkpoint), resolution, precision, opset, versions, sources]
+    target = cache_dir("graphs") / hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
+    if not target.exists():
+        work = Path(tempfile.mkdtemp(dir=target.parent))
+        try:
+            onnx.export(checkpoint, work, resolution, precision, opset)
+            os.rename(work, target)  # whole or not at all
+        except OSError:
+            if not target.exists():  # else another process was first
+                raise
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    manifest.verify(target)
+    return target
+
+
+def exported(artifacts, precision: str) -> Path:
+    """The graphs in that precision for a backend's `Artifacts`: its own directory, verified, or the cached ones.
+
+    Raises UserError where its own directory was exported from or for something else.
+    """
+    if artifacts.graphs is None:
+        return graphs(artifacts.checkpoint, artifacts.resolution, precision)
+    found = manifest.verify(artifacts.graphs)
+    wanted = {
+        "checkpoint": fingerprint(artifacts.checkpoint),
+        "resolution": artifacts.resolution,
+        "precision": precision,
+    }
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise UserError(f"{artifacts.graphs} was exported for {key} {found.get(key)}, not {value}: export it anew")
+    return artifacts.graphs
+
+
+def copy(source: Path, target: Path) -> bool:
+    """Copy verified graphs into a user's directory; False if it held the same ones already.
+
+    Raises UserError where the directory holds anything else: nothing of the user's is overwritten.
+    """
+    if (target / manifest.NAME).exists():
+        if manifest.verify(target) == manifest.verify(source):
+            return False
+        raise UserError(f"{target} holds another export: name an empty directory")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} is not an empty directory: name another one")
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(
+        source.iterdir(), key=lambda p: p.name == manifest.NAME
+    ):  # the manifest last: it vouches for all
+        shutil.copyfile(path, target / path.name)
+    return True

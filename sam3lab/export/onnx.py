@@ -1,0 +1,111 @@
+"""The three stages as ONNX graphs, exported from the lean model through torch.export.
+
+Opset 23 is the first with an Attention operator, and the newest that ONNX Runtime, OpenVINO and TensorRT's parser were
+all seen to take; data/opsets.csv holds what each opset was measured to do under each runtime, and
+`python -m sam3lab.export.opsets` measures it again.
+"""
+
+import logging
+import warnings
+from pathlib import Path
+
+from sam3lab.errors import UserError
+from sam3lab.export import manifest
+from sam3lab.model.checkpoint import fingerprint, load_model
+from sam3lab.model.config import CONTEXT
+
+OPSET = 23
+PRECISIONS = ("fp32", "fp16")
+INLINE_LIMIT = 2**31 - 2**26  # a protobuf message holds at most 2 GiB: larger weights go to a file beside the graph
+
+# For each stage the names of its inputs and outputs; the first axis of each is dynamic, and this is its name.
+INPUTS = {
+    "image": {"pixels": "images"},
+    "text": {"ids": "prompts", "mask": "prompts"},
+    "detect": {
+        "features_4x": "images",
+        "features_2x": "images",
+        "features_1x": "images",
+        "text_features": "prompts",
+        "mask": "prompts",
+        "image_index": "pairs",
+        "text_index": "pairs",
+    },
+}
+OUTPUTS = {
+    "image": ["features_4x", "features_2x", "features_1x"],
+    "text": ["text_features"],
+    "detect": ["logits", "presence", "boxes", "masks", "semantic"],
+}
+
+
+def export(checkpoint: Path, output: Path, resolution: int, precision: str = "fp32", opset: int = OPSET) -> dict:
+    """Write image.onnx, text.onnx and detect.onnx, checked, with their manifest into `output`; returns the manifest.
+
+    Inputs are uint8 pixels, int64 ids and indices and bool masks in both precisions; features and outputs are float32
+    or float16, boxes always float32. Raises UserError on a precision other than fp32 and fp16, and as load_model does.
+    """
+    import torch
+
+    if precision not in PRECISIONS:
+        raise UserError(f"precision {precision!r} cannot be exported: {' or '.join(PRECISIONS)}")
+    model = load_model(checkpoint, resolution, torch.float16 if precision == "fp16" else torch.float32)
+    stages = {"image": model.image_encoder, "text": model.text_encoder, "detect": model.detector}
+    for stage, arguments in examples(model).items():
+        _export_stage(stages[stage], stage, arguments, output / f"{stage}.onnx", opset)
+    facts = {
+        "checkpoint": fingerprint(checkpoint),
+        "resolution": model.resolution,
+        "precision": precision,
+        "opset": opset,
+        "torch": torch.__version__,
+        "inputs": INPUTS,
+        "outputs": OUTPUTS,
+    }
+    return manifest.write(output, facts)
+
+
+def examples(model) -> dict[str, tuple]:
+    """Inputs of the right shapes and types for each stage: 2 images, 3 prompts, 4 pairs (no size is special to export)."""
+    import torch
+
+    side, hidden = model.resolution // 14, model.config.hidden
+    dtype = model.image_encoder.patch_embed.weight.dtype
+    mask = torch.ones(3, CONTEXT, dtype=torch.bool)
+    features = tuple(torch.zeros(2, hidden, scale * side, scale * side, dtype=dtype) for scale in (4, 2, 1))
+    text, index = torch.zeros(3, CONTEXT, hidden, dtype=dtype), torch.zeros(4, dtype=torch.int64)
+    return {
+        "image": (torch.zeros(2, 3, model.resolution, model.resolution, dtype=torch.uint8),),
+        "text": (torch.zeros(3, CONTEXT, dtype=torch.int64), mask),
+        "detect": (*features, text, mask, index, index.clone()),
+    }
+
+
+def _export_stage(module, stage: str, arguments: tuple, path: Path, opset: int) -> None:
+    import onnx
+    import torch
+
+    axes = {name: torch.export.Dim(name) for name in INPUTS[stage].values()}
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of operators of packages that are not installed
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module,
+                arguments,
+                dynamo=True,
+                opset_version=opset,
+                input_names=list(INPUTS[stage]),
+                output_names=OUTPUTS[stage],
+                dynamic_shapes=tuple({0: axes[axis]} for axis in INPUTS[stage].values()),
+                verbose=False,
+            )
+    finally:
+        logger.setLevel(level)
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces with the exporting machine's paths
+    weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
+    program.save(path, external_data=weights > INLINE_LIMIT)
+    onnx.checker.check_model(path, full_check=True)

@@ -1,0 +1,38 @@
+"""SAM 3 in three stages, after transformers' models/sam3, lean and exact."""
+
+from torch import nn
+
+from sam3lab.errors import UserError
+from sam3lab.model.config import PATCH, Config
+from sam3lab.model.detector import Detector
+from sam3lab.model.image_encoder import ImageEncoder
+from sam3lab.model.text_encoder import TextEncoder
+
+
+class Sam3(nn.Module):
+    """The three stages at one resolution: `image_encoder`, `text_encoder` and `detector`, each a module of its own.
+
+    Shapes are fixed by the resolution, and no stage branches on data or waits for the device. Raises UserError where
+    the resolution is not a positive multiple of 14.
+    """
+
+    def __init__(self, config: Config, resolution: int | None = None):
+        super().__init__()
+        self.config, self.resolution = config, resolution or config.image_size
+        if self.resolution < PATCH or self.resolution % PATCH:
+            raise UserError(
+                f"resolution {self.resolution} is not a multiple of {PATCH}: try {nearest(self.resolution)}"
+            )
+        self.image_encoder = ImageEncoder(config, self.resolution)
+        self.text_encoder = TextEncoder(config)
+        self.detector = Detector(config, self.resolution)
+
+    def forward(self, pixels, ids, mask, image_index, text_index):
+        """Raw detections of the pairs: the detector's outputs for uint8 pixels [B,3,S,S] and token ids [P,32]."""
+        text = self.text_encoder(ids, mask)
+        return self.detector(*self.image_encoder(pixels), text, mask, image_index, text_index)
+
+
+def nearest(resolution: int) -> int:
+    """The multiple of 14 nearest to a resolution, at least 14."""
+    return max(PATCH, round(resolution / PATCH) * PATCH)

@@ -1,0 +1,97 @@
+"""Raw outputs to what a user wants: scores, boxes in image pixels, masks at the image's size, COCO run lengths."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sam3lab.errors import UserError
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The k objects found for one image and prompt, highest score first.
+
+    scores float32 [k] in 0..1; boxes float32 [k, 4], x0 y0 x1 y1 in image pixels; masks bool [k, H, W].
+    """
+
+    scores: np.ndarray
+    boxes: np.ndarray
+    masks: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def rle(self) -> list[dict]:
+        """The masks as COCO's compressed run lengths: {"size": [H, W], "counts": str} each."""
+        from pycocotools import mask
+
+        # COCO counts down the columns, hence the Fortran order.
+        codes = mask.encode(np.asfortranarray(self.masks.transpose(1, 2, 0), dtype=np.uint8))
+        return [{"size": code["size"], "counts": code["counts"].decode("ascii")} for code in codes]
+
+    def to_coco(self, image_id: int, category_id: int) -> list[dict]:
+        """JSON-ready records in COCO's result format, with the mask's area in pixels; bbox is x, y, width, height."""
+        corners = self.boxes.astype(np.float64)
+        boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+        areas = np.count_nonzero(self.masks, axis=(1, 2))
+        return [
+            {
+                "image_id": image_id,
+                "category_id": category_id,
+                "segmentation": code,
+                "area": int(area),
+                "bbox": box.tolist(),
+                "score": float(score),
+            }
+            for code, area, box, score in zip(self.rle(), areas, boxes, self.scores, strict=True)
+        ]
+
+
+def detections(
+    outputs: Mapping[str, np.ndarray],
+    size: tuple[int, int] | Sequence[tuple[int, int]],
+    score_threshold: float = 0.3,
+    mask_threshold: float = 0.5,
+) -> list[Detections]:
+    """The detections of each of N image–prompt pairs.
+
+    `outputs` is a RawOutputs of numpy arrays or a mapping with its fields: logits [N, Q], presence [N, 1], boxes
+    [N, Q, 4] in 0..1, masks (logits) [N, Q, h, w]; `size` the image's (H, W), one for all pairs or one each.
+
+    A query's score is sigmoid(logit) × sigmoid(presence) and must exceed `score_threshold`. Mask probabilities are
+    enlarged bilinearly (align_corners=False) and must exceed `mask_threshold`. Both as in transformers'
+    Sam3ImageProcessor.post_process_instance_segmentation; here boxes are also clipped to the image and the detections
+    sorted. Raises UserError for a threshold outside 0..1.
+    """
+    import torch
+
+    for name, threshold in (("score", score_threshold), ("mask", mask_threshold)):
+        if not 0 <= threshold <= 1:
+            raise UserError(f"the {name} threshold {threshold} is no probability; give a number from 0 to 1")
+    fields = outputs._asdict() if hasattr(outputs, "_asdict") else outputs
+    logits, presence, boxes, masks = (
+        torch.from_numpy(np.require(fields[name], np.float32, ["C", "W"]))
+        for name in ("logits", "presence", "boxes", "masks")
+    )
+    scores = logits.sigmoid() * presence.sigmoid()
+
+    found = []
+    for pair, (height, width) in enumerate(np.broadcast_to(size, (len(scores), 2)).tolist()):
+        order = scores[pair].argsort(descending=True, stable=True)
+        kept = order[scores[pair][order] > score_threshold]
+        limits = torch.tensor([width, height, width, height], dtype=torch.float32)
+        enlarged = np.empty((len(kept), height, width), dtype=bool)
+        # One at a time: float probabilities of every query at the image's size would fill gigabytes.
+        for row, query in enumerate(kept.tolist()):
+            probability = masks[pair, query].sigmoid()[None, None]
+            probability = torch.nn.functional.interpolate(probability, size=(height, width), mode="bilinear")
+            enlarged[row] = (probability[0, 0] > mask_threshold).numpy()
+        found.append(
+            Detections(
+                scores=scores[pair][kept].numpy(),
+                boxes=(boxes[pair][kept] * limits).clamp(min=0).minimum(limits).numpy(),
+                masks=enlarged,
+            )
+        )
+    return found

@@ -1,0 +1,138 @@
+"""One contract for every backend: what it computes, and how it may be used."""
+
+import numpy as np
+import pytest
+
+from sam3lab import backends
+from sam3lab.backends import Artifacts
+from sam3lab.errors import UserError
+from sam3lab.model.checkpoint import resolve
+
+RESOLUTION = 126
+PARITY = 1e-4  # relative error of every output in float32
+
+
+def relative_error(value, reference):
+    return np.linalg.norm(value.astype(np.float64) - reference) / np.linalg.norm(reference)
+
+
+def make_inputs(seed=0):
+    random = np.random.default_rng(seed)
+    mask = np.ones((3, 32), dtype=bool)
+    mask[0, 4:] = mask[1, 13:] = False
+    return {
+        "pixels": random.integers(0, 256, (2, 3, RESOLUTION, RESOLUTION), dtype=np.uint8),
+        "ids": random.integers(0, 49000, (3, 32)),
+        "mask": mask,
+        "image_index": np.array([0, 0, 1, 1]),
+        "text_index": np.array([0, 2, 1, 0]),
+    }
+
+
+def run(backend, inputs):
+    """All values between the stages and the outputs, on the host."""
+    values = {name: backend.upload(array) for name, array in inputs.items()}
+    features = backend.image(values["pixels"])
+    text = backend.text(values["ids"], values["mask"])
+    outputs = backend.detect(features, text, values["mask"], values["image_index"], values["text_index"])
+    backend.synchronize()
+    return {
+        **{f"features_{i}": level for i, level in enumerate(backend.download(features[:3]))},
+        "text": backend.download(text),
+        **dict(zip(outputs._fields, backend.download(tuple(outputs)), strict=True)),
+    }
+
+
+def start(name):
+    backend_class = backends.get(name)
+    reason = backend_class.unavailable("cpu", "fp32")
+    if reason:
+        pytest.skip(f"{name}: {reason}")
+    backend = backend_class()
+    backend.load(backend_class.prepare(Artifacts(resolve("sam3-nano"), RESOLUTION)))
+    return backend
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return run(start("transformers"), make_inputs())
+
+
+@pytest.fixture(scope="module", params=backends.names())
+def backend(request):
+    backend = start(request.param)
+    yield backend
+    backend.close()
+
+
+def test_outputs_have_the_documented_shapes(backend):
+    outputs = run(backend, make_inputs())
+    g, queries = RESOLUTION // 14, 40
+    shapes = {name: value.shape for name, value in outputs.items()}
+    assert shapes == {
+        "features_0": (2, 96, 4 * g, 4 * g),
+        "features_1": (2, 96, 2 * g, 2 * g),
+        "features_2": (2, 96, g, g),
+        "text": (3, 32, 96),
+        "logits": (4, queries),
+        "presence": (4, 1),
+        "boxes": (4, queries, 4),
+        "masks": (4, queries, 4 * g, 4 * g),
+        "semantic": (4, 1, 4 * g, 4 * g),
+    }
+    assert {value.dtype for value in outputs.values()} == {np.dtype(np.float32)}
+
+
+def test_every_output_equals_the_reference(backend, reference):
+    errors = {name: relative_error(value, reference[name]) for name, value in run(backend, make_inputs()).items()}
+    assert max(errors.values()) <= PARITY, errors
+
+
+def test_other_batch_and_prompt_counts(backend):
+    inputs = make_inputs(1)
+    whole = run(backend, inputs)
+    single = {
+        "pixels": inputs["pixels"][1:],
+        "ids": inputs["ids"][1:2],
+        "mask": inputs["mask"][1:2],
+        "image_index": np.array([0]),
+        "text_index": np.array([0]),
+    }
+    alone = run(backend, single)  # image 1 with prompt 1 is pair 2 of the whole
+    assert relative_error(alone["masks"][0], whole["masks"][2]) <= PARITY
+    assert relative_error(alone["boxes"][0], whole["boxes"][2]) <= PARITY
+
+
+def test_a_later_call_does_not_overwrite_an_earlier_value(backend):
+    first, second = make_inputs(2), make_inputs(3)
+    features = backend.image(backend.upload(first["pixels"]))
+    before = backend.download(features[0]).copy()
+    text = backend.text(backend.upload(first["ids"]), backend.upload(first["mask"]))
+    words = backend.download(text).copy()
+    backend.image(backend.upload(second["pixels"]))
+    backend.text(backend.upload(second["ids"]), backend.upload(second["mask"]))
+    np.testing.assert_array_equal(backend.download(features[0]), before)
+    np.testing.assert_array_equal(backend.download(text), words)
+
+
+def test_an_uploaded_value_is_independent_of_its_array(backend):
+    inputs = make_inputs(4)
+    value = backend.upload(inputs["ids"])
+    kept = inputs["ids"].copy()
+    np.testing.assert_array_equal(backend.download(value), kept)
+    assert backend.download(value).dtype == np.int64
+
+
+@pytest.mark.parametrize("name", backends.names())
+def test_what_it_cannot_do_has_a_reason(name):
+    backend = backends.get(name)
+    assert backend.name == name
+    assert backend.unavailable("tpu", "fp32")
+    assert backend.unavailable("cpu", "fp7")
+
+
+def test_unknown_backend_names_the_known_ones():
+    with pytest.raises(UserError, match=r"tensorflow.*transformers, pytorch"):
+        backends.get("tensorflow")
+    with pytest.raises(UserError, match="could not be imported"):
+        backends.get("no.such.module:Class")

@@ -1,0 +1,213 @@
+"""Checkpoints are found by name, read whole, and refused with a reason when something is off."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sam3lab.errors import UserError
+from sam3lab.model import checkpoint
+from sam3lab.model.config import ARCHITECTURES, read_config
+from tests.conftest import SMALL
+
+
+@pytest.fixture
+def copy(small_checkpoint, tmp_path):
+    """A checkpoint to damage, its tensors, and how to store them."""
+    directory = tmp_path / "checkpoint"
+    shutil.copytree(small_checkpoint, directory)
+    tensors = load_file(directory / "model.safetensors")
+    return directory, tensors, lambda changed: save_file(changed, directory / "model.safetensors")
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_sharded_and_whole_are_the_same(copy, small_checkpoint):
+    directory, tensors, _ = copy
+    names = sorted(tensors)
+    shards = {"a.safetensors": names[:100], "b.safetensors": names[100:]}
+    for file, part in shards.items():
+        save_file({name: tensors[name] for name in part}, directory / file)
+    (directory / "model.safetensors").unlink()
+    index = {"weight_map": {name: file for file, part in shards.items() for name in part}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert same(checkpoint.load_model(directory), checkpoint.load_model(small_checkpoint))
+
+    (directory / "b.safetensors").unlink()
+    with pytest.raises(UserError, match=r"b\.safetensors"):
+        checkpoint.load_model(directory)
+    index["weight_map"][names[0]] = "../a.safetensors"
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="outside"):
+        checkpoint.load_model(directory)
+
+
+def test_the_published_layout_with_its_tracker(copy, small_checkpoint):
+    """facebook/sam3 is a sam3_video checkpoint: the detector under a prefix and a key, beside a tracker."""
+    directory, tensors, store = copy
+    stored = {f"detector_model.{name}": tensor for name, tensor in tensors.items()}
+    store(stored | {"tracker_model.memory": torch.ones(2), "tracker_neck.conv": torch.ones(2)})
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({"model_type": "sam3_video", "detector_config": config}))
+    assert same(checkpoint.load_model(directory), checkpoint.load_model(small_checkpoint))
+
+
+def test_unknown_absent_and_misshapen_tensors_are_named(copy):
+    directory, tensors, store = copy
+    name = "detr_decoder.box_head.layer2.weight"
+    store(tensors | {"detr_decoder.box_head.layer9.weight": torch.ones(1)})
+    with pytest.raises(UserError, match=r"unknown tensors: detr_decoder\.box_head\.layer9\.weight"):
+        checkpoint.load_model(directory)
+    store({key: value for key, value in tensors.items() if key != name})
+    with pytest.raises(UserError, match=r"lacks: detr_decoder\.box_head\.layer2\.weight"):
+        checkpoint.load_model(directory)
+    store(tensors | {name: torch.ones(32, 31)})
+    with pytest.raises(UserError, match=r"layer2\.weight has shape \(32, 31\).*\(32, 32\)"):
+        checkpoint.load_model(directory)
+
+
+def test_one_part_of_a_fused_projection_misshapen(copy):
+    directory, tensors, store = copy
+    names = [f"detr_encoder.layers.0.self_attn.{part}_proj.bias" for part in "qk"]
+    store(tensors | {names[0]: torch.ones(40), names[1]: torch.ones(24)})  # 64 in all, as two of 32
+    with pytest.raises(UserError, match=r"q_proj\.bias has shape \(40,\)"):
+        checkpoint.load_model(directory)
+
+
+def test_damaged_files(copy):
+    directory, _, _ = copy
+    weights = directory / "model.safetensors"
+    whole = weights.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"\x80\x04pickle" + whole):
+        weights.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"model\.safetensors is not a whole safetensors file"):
+            checkpoint.load_model(directory)
+    weights.write_bytes(whole)
+    (directory / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json cannot be read"):
+        checkpoint.load_model(directory)
+    (directory / "config.json").unlink()
+    with pytest.raises(UserError, match=r"no config\.json"):
+        checkpoint.load_model(directory)
+
+
+def test_pickles_are_refused_and_nothing_is_not_taken_for_weights(copy):
+    directory, _, _ = copy
+    (directory / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no model\.safetensors"):
+        checkpoint.load_model(directory)
+    torch.save({}, directory / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin, a pickle"):
+        checkpoint.load_model(directory)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "sam2"}, "not sam3"),
+        ({"vision_config": {"backbone_config": {"patch_size": 16}}}, "patch_size is 16"),
+        ({"text_config": {"hidden_act": "swish"}}, "hidden_act 'swish' is not supported"),
+    ],
+)
+def test_a_model_that_is_not_computed_here(copy, change, message):
+    directory, _, _ = copy
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    for key, value in change.items():
+        config[key] = config[key] | value if isinstance(value, dict) else value
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        checkpoint.load_model(directory)
+
+
+def test_defaults_are_the_published_architecture(tmp_path):
+    from transformers import Sam3Config
+
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "sam3"}))
+    bare = read_config(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(Sam3Config().to_dict()))
+    assert read_config(tmp_path) == bare
+    assert (bare.vit.layers, bare.vit.width, bare.vit.mlp, bare.window) == (32, 1024, 4736, 24)
+    assert (bare.text.layers, bare.queries, bare.hidden, bare.image_size) == (24, 200, 256, 1008)
+
+
+def test_names(tmp_path, monkeypatch):
+    assert checkpoint.resolve("sam3-nano") == checkpoint.resolve("sam3-nano")
+    assert checkpoint.image_size(checkpoint.resolve("sam3-nano")) == 252
+    assert checkpoint.resolve(str(tmp_path)) == tmp_path.resolve()
+    with pytest.raises(UserError, match="facebook/sam3, sam3, sam3-huge, sam3-nano"):
+        checkpoint.resolve("sam4")
+    monkeypatch.setattr(checkpoint, "DATA", tmp_path)
+    shipped = tmp_path / "checkpoints" / "sam3-nano"
+    shipped.mkdir(parents=True)
+    (shipped / "config.json").write_text("{}")
+    assert checkpoint.resolve("sam3-nano") == shipped
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_hub_checkpoint_out_of_reach_says_what_to_do(monkeypatch, gated):
+    import httpx
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError
+
+    def refuse(*_, **__):
+        if gated:
+            raise GatedRepoError("403", response=httpx.Response(403, request=httpx.Request("GET", "https://hub")))
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(UserError, match=r"accept its licence.*hf auth login.*--checkpoint sam3") as refusal:
+        checkpoint.resolve("facebook/sam3")
+    assert ("is gated" in str(refusal.value)) == gated
+    assert "\n" not in str(refusal.value)
+
+
+def test_fingerprint_follows_content_not_place(copy, small_checkpoint):
+    directory, tensors, store = copy
+    assert checkpoint.fingerprint(directory) == checkpoint.fingerprint(small_checkpoint)
+    name = "text_projection.bias"
+    store(tensors | {name: tensors[name] + 1})
+    assert checkpoint.fingerprint(directory) != checkpoint.fingerprint(small_checkpoint)
+
+
+def test_random_weights_depend_on_the_seed_alone(tmp_path, small_checkpoint):
+    from sam3lab.model.random import write_random
+
+    write_random(tmp_path / "again", SMALL, seed=3)
+    write_random(tmp_path / "other", SMALL, seed=4)
+    again, other = (checkpoint.fingerprint(tmp_path / name) for name in ("again", "other"))
+    assert again == checkpoint.fingerprint(small_checkpoint) != other
+
+
+def test_random_weights_in_shards(tmp_path, small_checkpoint, monkeypatch):
+    from sam3lab.model import random
+
+    monkeypatch.setattr(random, "SHARD", 100_000)
+    random.write_random(tmp_path, SMALL, seed=3)
+    assert len(checkpoint.weight_files(tmp_path)) > 2
+    assert same(checkpoint.load_model(tmp_path), checkpoint.load_model(small_checkpoint))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_known_architectures_have_the_sizes_they_promise(name):
+    from sam3lab.model.config import parse_config
+    from sam3lab.model.sam3 import Sam3
+
+    with torch.device("meta"):
+        model = Sam3(parse_config(ARCHITECTURES[name], name))
+    millions = {
+        stage: sum(p.numel() for p in module.parameters()) / 1e6
+        for stage, module in (("image", model.image_encoder), ("text", model.text_encoder), ("detect", model.detector))
+    }
+    published = {"image": 454, "text": 353, "detect": 24}  # without the 8 M of the detector's box-prompt encoder
+    if name == "sam3":
+        assert all(abs(millions[stage] - size) < 1.5 for stage, size in published.items()), millions
+    if name == "sam3-nano":
+        table = 49408 * 96 / 1e6
+        assert 3.5 < sum(millions.values()) - table < 4.5
+    if name == "sam3-huge":
+        assert millions["image"] > 600
