@@ -28,9 +28,8 @@ class TransformersBackend(TorchBackend):
         import torch
 
         with torch.inference_mode():
-            values = (pixels.float() / 255 - 0.5) / 0.5  # as its image processor rescales and normalises
-            vision = self.model.get_vision_features(values)
-        return (*vision.fpn_hidden_states, *vision.fpn_position_encoding)
+            # rescaled and normalised as its image processor does
+            return self.model.get_vision_features((pixels.float() / 255 - 0.5) / 0.5)
 
     def text(self, ids: Any, mask: Any) -> Any:
         import torch
@@ -41,15 +40,19 @@ class TransformersBackend(TorchBackend):
     def detect(self, features: Any, text: Any, mask: Any, image_index: Any, text_index: Any) -> RawOutputs:
         import torch
         from transformers.modeling_outputs import BaseModelOutputWithPooling
-        from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
         with torch.inference_mode():
-            picked = [level[image_index] for level in features]
-            maps, positions = picked[: len(picked) // 2], picked[len(picked) // 2 :]
-            vision = Sam3VisionEncoderOutput(fpn_hidden_states=tuple(maps), fpn_position_encoding=tuple(positions))
+            vision = type(features)(
+                fpn_hidden_states=tuple(level[image_index] for level in features.fpn_hidden_states),
+                fpn_position_encoding=tuple(level[image_index] for level in features.fpn_position_encoding),
+            )
             out = self.model(
                 vision_embeds=vision,
                 text_embeds=BaseModelOutputWithPooling(pooler_output=text[text_index]),
                 attention_mask=mask[text_index],
             )
         return RawOutputs(out.pred_logits, out.presence_logits, out.pred_boxes, out.pred_masks, out.semantic_seg)
+
+    def download(self, value: Any) -> Any:
+        # its features also hold a fourth map, which it drops, and position encodings
+        return super().download(tuple(value.fpn_hidden_states[:3]) if hasattr(value, "fpn_hidden_states") else value)

@@ -165,7 +165,7 @@ class PixelDecoder(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """Mask logits of every query, and a semantic map, on the finest grid."""
+    """What masks are made of: an embedding of every pixel on the finest grid, and one of each query."""
 
     def __init__(self, config: Config, side: int):
         super().__init__()
@@ -178,15 +178,19 @@ class MaskDecoder(nn.Module):
         self.prompt_cross_attn = TextAttention(hidden, config.mask_heads)
         self.prompt_cross_attn_norm = nn.LayerNorm(hidden)
 
-    def forward(self, queries, tokens, middle, fine, text, text_bias) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens, middle, fine, text, text_bias) -> Tensor:
+        """Pixel embeddings [N,C,4g,4g]."""
         tokens = tokens + self.prompt_cross_attn(self.prompt_cross_attn_norm(tokens), text, text_bias)
         coarse = tokens.transpose(1, 2).unflatten(2, (self.side, self.side))
-        pixels = self.pixel_decoder(coarse, middle, fine)
+        return self.pixel_decoder(coarse, middle, fine)
+
+    def masks(self, queries: Tensor, pixels: Tensor) -> Tensor:
+        """Mask logits [N,Q,4g,4g] of queries [N,Q,C]."""
         # q·(W p + b) = (Wᵀ q)·p + q·b: projecting Q queries costs far less than projecting every pixel
         embedding, projection = self.mask_embedder(queries), self.instance_projection
         offset = embedding @ projection.bias
         masks = (embedding @ projection.weight[:, :, 0, 0]) @ pixels.flatten(2) + offset.unsqueeze(-1)
-        return masks.unflatten(2, (4 * self.side, 4 * self.side)), self.semantic_projection(pixels)
+        return masks.unflatten(2, (4 * self.side, 4 * self.side))
 
 
 class Detector(nn.Module):
@@ -206,13 +210,20 @@ class Detector(nn.Module):
         self.mask_decoder = MaskDecoder(config, side)
         self.register_buffer("position", sine_grid(side, config.hidden), persistent=False)
 
-    def forward(self, fine, middle, coarse, text, mask, image_index, text_index):
+    def trunk(self, fine, middle, coarse, text, mask, image_index, text_index):
+        """What the heads read: the decoder's states, layer by layer, the pixel embeddings, and each pair's text, mask."""
         fine, middle, coarse = (x.index_select(0, image_index) for x in (fine, middle, coarse))
         text, mask = text.index_select(0, text_index), mask.index_select(0, text_index)
         text_bias = mask_bias(mask[:, None, None], text.dtype)
         tokens = coarse.flatten(2).transpose(1, 2)
         for layer in self.encoder:
             tokens = layer(tokens, self.position, text, text_bias)
-        queries, token, boxes = self.decoder(tokens, self.position, text, text_bias)[-1]
-        masks, semantic = self.mask_decoder(queries, tokens, middle, fine, text, text_bias)
-        return self.scoring(queries, text, mask), self.decoder.presence(token), corners(boxes), masks, semantic
+        states = self.decoder(tokens, self.position, text, text_bias)
+        return states, self.mask_decoder(tokens, middle, fine, text, text_bias), text, mask
+
+    def forward(self, fine, middle, coarse, text, mask, image_index, text_index):
+        states, pixels, text, mask = self.trunk(fine, middle, coarse, text, mask, image_index, text_index)
+        queries, token, boxes = states[-1]
+        logits, presence = self.scoring(queries, text, mask), self.decoder.presence(token)
+        masks, semantic = self.mask_decoder.masks(queries, pixels), self.mask_decoder.semantic_projection(pixels)
+        return logits, presence, corners(boxes), masks, semantic

@@ -1,0 +1,132 @@
+"""The one clock. Every backend's stages are timed by it and by nothing else."""
+
+import ctypes
+import gc
+import time
+from collections.abc import Callable
+from typing import Any
+
+# CLOCK_MONOTONIC on Linux: nanoseconds that a parent and its worker share, so that start-up can span both.
+now = time.perf_counter_ns
+
+
+class Clock:
+    """Times calls that enqueue work: host time from before the call until `synchronize` has returned.
+
+    Where `events` is given, CUDA event time is taken beside it: from when the device reaches the call's work until it
+    has finished it, without the host's own share.
+    """
+
+    def __init__(self, synchronize: Callable[[], None], events: "CudaEvents | None" = None):
+        self.synchronize = synchronize
+        self.events = events
+
+    def time(self, call: Callable[[], Any]) -> tuple[Any, int, float | None]:
+        """(result, wall nanoseconds, CUDA event milliseconds or None) of one call.
+
+        The result outlives the timed region, so that freeing it is not timed.
+        """
+        if self.events is None:
+            begin = now()
+            result = call()
+            self.synchronize()
+            return result, now() - begin, None
+        begin = now()
+        self.events.start()
+        result = call()
+        self.events.stop()
+        self.synchronize()
+        wall = now() - begin
+        return result, wall, self.events.milliseconds()
+
+
+class Samples:
+    """Wall times (ns) and, with CUDA events, event times (ms) of successive calls, each kept."""
+
+    def __init__(self):
+        self.wall: list[int] = []
+        self.event: list[float] = []
+
+    def take(self, clock: Clock, call: Callable[[], Any]) -> Any:
+        result, wall, event = clock.time(call)
+        self.wall.append(wall)
+        if event is not None:
+            self.event.append(event)
+        return result
+
+
+def warm_up(
+    clock: Clock, call: Callable[[], Any], most: int = 10, seconds: float = 2.0, spread: float = 0.05
+) -> Samples:
+    """Calls until the last three agree within `spread` of the fastest of them, or `most` calls, or `seconds` passed."""
+    samples = Samples()
+    deadline = now() + int(seconds * 1e9)
+    with no_collection():
+        while len(samples.wall) < most:
+            samples.take(clock, call)
+            last = samples.wall[-3:]
+            if now() >= deadline or (len(last) == 3 and max(last) - min(last) <= spread * min(last)):
+                break
+    return samples
+
+
+def steady(clock: Clock, call: Callable[[], Any], least: int, seconds: float) -> Samples:
+    """Calls until there are at least `least` of them and `seconds` have passed."""
+    samples = Samples()
+    with no_collection():
+        deadline = now() + int(seconds * 1e9)
+        while len(samples.wall) < least or now() < deadline:
+            samples.take(clock, call)
+    return samples
+
+
+class no_collection:  # noqa: N801 (read as a verb)
+    """Collects garbage now and not inside: a collection in the middle of a sample is not the backend's time."""
+
+    def __enter__(self):
+        gc.collect()
+        gc.disable()
+
+    def __exit__(self, *error):
+        gc.enable()
+
+
+class CudaEvents:
+    """A pair of CUDA events on one stream, through the driver, so that no runtime's own clock is involved.
+
+    stream: the address of the stream that the work is enqueued on; 0 is the legacy default stream, which waits for and
+    is waited for by all blocking streams. Raises OSError where there is no driver, RuntimeError where a call fails.
+    """
+
+    def __init__(self, stream: int = 0):
+        self._cuda = ctypes.CDLL("libcuda.so.1")
+        self._stream = ctypes.c_void_p(stream)
+        self._check(self._cuda.cuInit(0))
+        context = ctypes.c_void_p()
+        self._check(self._cuda.cuCtxGetCurrent(ctypes.byref(context)))
+        if not context:
+            # The runtimes use the device's primary context; make it this thread's where none of them did yet.
+            self._check(self._cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0))
+            self._check(self._cuda.cuCtxSetCurrent(context))
+        self._begin, self._end = ctypes.c_void_p(), ctypes.c_void_p()
+        for event in (self._begin, self._end):
+            self._check(self._cuda.cuEventCreate(ctypes.byref(event), 0))
+
+    def start(self) -> None:
+        self._check(self._cuda.cuEventRecord(self._begin, self._stream))
+
+    def stop(self) -> None:
+        self._check(self._cuda.cuEventRecord(self._end, self._stream))
+
+    def milliseconds(self) -> float:
+        """Between the two; both must have been reached, as they have after a synchronisation."""
+        self._check(self._cuda.cuEventSynchronize(self._end))
+        elapsed = ctypes.c_float()
+        # Drivers of CUDA 12.8 and later name a second version; the first stays and does the same for timing events.
+        self._check(self._cuda.cuEventElapsedTime(ctypes.byref(elapsed), self._begin, self._end))
+        return elapsed.value
+
+    @staticmethod
+    def _check(code: int) -> None:
+        if code:
+            raise RuntimeError(f"CUDA driver error {code} while timing")

@@ -1,0 +1,168 @@
+"""What a measurement was made on: recorded with every run, and compared before rows are put together."""
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from sam3lab.bench.nvml import gpu
+from sam3lab.paths import ROOT
+
+PACKAGES = (
+    "numpy",
+    "torch",
+    "transformers",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "pycuda",
+    "pillow",
+    "pycocotools",
+    "safetensors",
+    "tokenizers",
+    "triton",
+)
+_ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "asimd")
+
+# Recorded, but free to differ between rows that are put together: they change by themselves, or with work that cannot
+# change a measurement ("code" covers the sources that can).
+VOLATILE = (
+    "collected",
+    "git_commit",
+    "git_dirty",
+    "cpu_mhz",
+    "load_average",
+    "gpu_clock_mhz",
+    "gpu_temperature_c",
+)
+
+_CODE = (
+    "model/*.py",
+    "export/*.py",
+    "backends/*.py",
+    "images.py",
+    "postprocess.py",
+    *(f"bench/{name}.py" for name in ("clock", "inputs", "memory", "stages", "worker")),
+)
+
+
+def collect(device: str | None = None) -> dict[str, Any]:
+    """Flat facts: CPU, cores, memory, GPU with driver and clocks, OS, Python, package versions, code, git commit.
+
+    device "cpu" leaves the GPU out; otherwise the one that CUDA would use is described where there is one.
+    """
+    import datetime
+
+    graphics = None if device == "cpu" else gpu()
+    return {
+        "collected": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **cpu(),
+        "threads": available_cores(),
+        "ram_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9),
+        "os": _os(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        **(graphics.facts() if graphics else {"gpu": None}),
+        **{f"version_{name}": version(name) for name in PACKAGES},
+        "code": _code(),
+        **_git(),
+    }
+
+
+def fingerprint(facts: dict[str, Any]) -> str:
+    """12 hex digits of the SHA-256 of what must be equal for rows to be put together."""
+    stable = {key: value for key, value in facts.items() if key not in VOLATILE}
+    return hashlib.sha256(json.dumps(stable, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The facts, of those that must be equal, that are not: key to both values."""
+    keys = sorted((set(one) | set(other)) - set(VOLATILE))
+    return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
+
+
+def available_cores() -> int:
+    """How many CPU threads this process can run at once: its affinity, less where a control group's quota says less."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no control group of version 2, or no limit ("max")
+        pass
+    return cores
+
+
+def version(package: str) -> str | None:
+    """The installed version of a distribution, found without importing it; None if absent."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def cpu() -> dict[str, Any]:
+    """The processor: model, instruction sets that matter here, present MHz, governor, cores, virtual or not, load."""
+    fields = {}
+    try:
+        for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines():
+            name, _, value = line.partition(":")
+            fields[name.strip()] = value.strip()
+    except OSError:
+        pass
+    flags = (fields.get("flags") or fields.get("Features") or "").split()
+    return {
+        "cpu": fields.get("model name") or platform.processor() or platform.machine(),
+        "cpu_isa": " ".join(flag for flag in _ISA if flag in flags),
+        "cpu_mhz": fields.get("cpu MHz"),
+        "cpu_governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "cores": os.cpu_count(),
+        "virtual": "hypervisor" in flags,
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+
+
+def _os() -> str:
+    if sys.platform != "linux":
+        return platform.platform()
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        return "Linux"
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
+
+
+def _code() -> str:
+    """12 hex digits over the sources that decide what is computed and how it is timed."""
+    package = Path(__file__).resolve().parents[1]
+    whole = hashlib.sha256()
+    for pattern in _CODE:
+        for path in sorted(package.glob(pattern)):
+            whole.update(f"{path.relative_to(package)}\0".encode())
+            whole.update(path.read_bytes())
+    return whole.hexdigest()[:12]
+
+
+def _git() -> dict[str, Any]:
+    def ask(*command: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changed = ask("status", "--porcelain", "--untracked-files=no")
+    return {"git_commit": ask("rev-parse", "HEAD"), "git_dirty": None if changed is None else bool(changed)}

@@ -1,0 +1,127 @@
+"""Reading what was measured: from a run's directory, or from what `consolidate` made of one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sam3lab.bench import parity, records
+from sam3lab.bench.case import FIELDS, Case
+from sam3lab.errors import UserError
+
+_ROWS, _PARITY, _FAILURES, _ENVIRONMENT = "results.parquet", "parity.parquet", "failures.parquet", "environment.json"
+_FAILURE_COLUMNS = ["case", "label", "round", "status", "reason", "log"]
+
+
+def load(run_dir: Path) -> pd.DataFrame:
+    """One row a sample of every finished case-round; empty where nothing is finished.
+
+    Columns: run_id, case, label, round, stage, phase, metric, value, unit, sample, parity, and every field of Case.
+
+    stage      image, text, detect, pipeline, pipeline_cached, end_to_end; or process, for what is no stage's
+    phase      load, first, warmup, steady, memory
+    metric     wall, cuda_event (ms). Of the process, s: process_start (spawn to the worker's first line), import, load,
+               startup (spawn to the first pipeline's result). MB (10^6 bytes): rss (after load), rss_peak_startup (up to
+               the first result), rss_peak (over warm-up and steady state of all stages but end_to_end), gpu (after load),
+               gpu_peak, torch_allocated_peak, torch_reserved_peak.
+    parity     passed, failed, reference, or missing where there was nothing to compare with
+
+    Raises UserError for rows of several environments, a damaged file, or a directory that is none of ours.
+    """
+    run_dir = _directory(run_dir)
+    if (run_dir / _ROWS).exists():
+        rows = pd.read_parquet(run_dir / _ROWS)
+    else:
+        records.environments(run_dir)
+        rows = _gather(run_dir)
+    rows = _with(tuple, rows)
+    verdicts = parity.verdicts(parity_rows(run_dir))
+    rows["parity"] = [verdicts.get(case, "missing") for case in rows["case"]]
+    return rows
+
+
+def failures(run_dir: Path) -> pd.DataFrame:
+    """One row for each thing that went wrong: case, label, round, status, reason, log, and every field of Case.
+
+    status: failed (a crash), timeout, skipped (this machine cannot run it), parity (ran, but computes something else).
+    log: the worker's output, relative to the run's directory.
+    """
+    run_dir = _directory(run_dir)
+    if (run_dir / _FAILURES).exists():
+        return _with(tuple, pd.read_parquet(run_dir / _FAILURES))
+    marks = records.marks(run_dir)
+    found = [_failure(mark, mark["status"], mark["reason"]) for mark in marks if mark["status"] != "done"]
+    first = {mark["case"]: mark for mark in marks if mark["status"] == "done" and mark["round"] == 0}
+    compared = parity_rows(run_dir)
+    for case, group in compared[~compared["passed"]].groupby("case", sort=True):
+        if case in first:
+            reasons = group.groupby("reason", sort=False)["output"].agg(", ".join)
+            reason = "; ".join(f"{outputs}: {reason}" for reason, outputs in reasons.items())
+            found.append(_failure(first[case], "parity", reason))
+    return _with(tuple, pd.DataFrame(found, columns=[*_FAILURE_COLUMNS, *FIELDS]))
+
+
+def parity_rows(run_dir: Path) -> pd.DataFrame:
+    """One row for each output of each compared case; see parity.COLUMNS."""
+    run_dir = _directory(run_dir)
+    if (run_dir / _PARITY).exists():
+        return pd.read_parquet(run_dir / _PARITY)
+    return parity.load(run_dir)
+
+
+def environment(run_dir: Path) -> dict[str, Any]:
+    """What the run was measured on. Raises UserError where nothing was."""
+    run_dir = _directory(run_dir)
+    if (run_dir / _ENVIRONMENT).exists():
+        return json.loads((run_dir / _ENVIRONMENT).read_text())
+    facts = records.environments(run_dir)
+    if facts is None:
+        raise UserError(f"nothing was measured in {run_dir} yet; run `sam3lab measure` or a notebook with measure=True")
+    return facts
+
+
+def consolidate(run_dir: Path, out_dir: Path) -> None:
+    """The run as four files that fit into a repository: rows, parity, failures, environment. `load` reads them alike.
+
+    The bytes depend on nothing but the run. Logs, raw outputs and inputs stay behind.
+    """
+    facts, rows = environment(run_dir), load(run_dir).drop(columns="parity")
+    tables = {_ROWS: rows, _PARITY: parity_rows(run_dir), _FAILURES: failures(run_dir)}
+    for name, table in tables.items():
+        data = _with(list, table).to_parquet(None, index=False, compression="zstd")
+        records.write_atomically(Path(out_dir) / name, data)
+    records.write_json(Path(out_dir) / _ENVIRONMENT, facts)
+
+
+def _directory(run_dir: Path) -> Path:
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise UserError(f"there is no run at {run_dir}; measure first, or name a directory that holds results")
+    return run_dir
+
+
+def _gather(run_dir: Path) -> pd.DataFrame:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables = [records.table("", Case(), 0, [])]
+    for path in sorted((run_dir / "results").glob("*-r*.json")):
+        mark = records.read_mark(path)
+        if mark is None or mark["status"] != "done":
+            continue
+        if not records.intact(path, mark):
+            raise UserError(f"{path.with_suffix('.parquet')} is damaged; measure again, which makes it anew")
+        tables.append(pq.read_table(path.with_suffix(".parquet")))
+    return pa.concat_tables(tables).to_pandas()
+
+
+def _with(kind: type, frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with its prompts and images as tuples, which can be grouped by, or as lists, which Parquet has."""
+    lists = {name: [kind(value) for value in frame[name]] for name in ("prompts", "images") if name in frame}
+    return frame.assign(**lists)
+
+
+def _failure(mark: dict[str, Any], status: str, reason: str) -> dict[str, Any]:
+    common = {name: mark.get(name) for name in _FAILURE_COLUMNS}
+    return common | mark["definition"] | {"status": status, "reason": reason}

@@ -1,0 +1,248 @@
+"""Measure a list of cases: each round of each in a process of its own, interleaved, resumable, gated by parity."""
+
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sam3lab.bench import environment, parity, plan, process, records
+from sam3lab.bench.case import Case
+from sam3lab.bench.inputs import Inputs, build
+from sam3lab.bench.progress import Progress
+from sam3lab.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PREPARE_TIMEOUT = 3600.0
+
+
+def measure(
+    cases: Sequence[Case],
+    run_dir: Path,
+    rounds: int = 5,
+    min_samples: int = 50,
+    min_seconds: float = 2.0,
+    seed: int = 0,
+    timeout: float = 900.0,
+    progress: bool = True,
+    retry_failed: bool = False,
+    reference: str = plan.REFERENCE,
+) -> "pd.DataFrame":
+    """Measure what of the cases is not yet measured in `run_dir`; the rows of all of them, in their order (see results.load).
+
+    Each stage of each case gets at least `min_samples` samples and `min_seconds` seconds over its `rounds` together.
+    Every round has an order of its own, seeded. `timeout`: seconds for one case-round. The fp32 case of the backend
+    `reference` is added where it is not among the cases, and an A/A twin of the first case that runs where there is none. What cannot run here is recorded as skipped; a worker that crashes or hangs is recorded as failed, its case's
+    later rounds are left out, and the run goes on (see results.failures). `retry_failed` tries recorded failures again.
+
+    A run that was interrupted, by Ctrl-C or kill -9, is resumed by the same call: finished case-rounds are kept, and the
+    worker that ran is gone. Raises UserError for bad arguments, an unknown backend, checkpoint or image, a prompt that
+    does not fit, a directory that another process measures in, or one with results of another environment.
+    """
+    from sam3lab.bench import results
+
+    cases = list(cases)
+    for name, value, least in (("rounds", rounds, 1), ("min_samples", min_samples, 1), ("min_seconds", min_seconds, 0)):
+        if value < least:
+            raise UserError(f"{name} must be at least {least}, not {value}")
+    if timeout <= 0:
+        raise UserError(f"timeout must be more than 0 seconds, not {timeout}")
+    if not cases:
+        raise UserError("there are no cases to measure; give at least one")
+    run_dir = Path(run_dir).resolve()
+    with records.locked(run_dir):
+        run = _Run(run_dir, timeout, -(-min_samples // rounds), min_seconds / rounds, reference)
+        whole = run.measure(plan.with_references(cases, reference), rounds, seed, progress, retry_failed)
+    rows = results.load(run_dir)
+    place = {case.id: i for i, case in enumerate(whole)}
+    rows = rows[rows["case"].isin(place)]
+    return rows.sort_values("case", key=lambda ids: ids.map(place), kind="stable", ignore_index=True)
+
+
+@dataclass
+class _Run:
+    """One call of `measure` on a locked run directory."""
+
+    run_dir: Path
+    timeout: float
+    samples: int
+    seconds: float
+    reference: str
+    prepared: dict[tuple, dict[str, Any]] = field(default_factory=dict)
+
+    def measure(self, cases: list[Case], rounds: int, seed: int, shown: bool, retry_failed: bool) -> list[Case]:
+        """All cases of the plan, after what was left of it is measured."""
+        self.environment = records.adopt_environment(self.run_dir, environment.collect())
+        if retry_failed:
+            for case in [*cases, *map(plan.twin, cases)]:
+                records.forget_failure(self.run_dir, case)
+
+        talk = Progress([], shown)
+        able = [case for case in cases if self._prepare(case, rounds, talk)]
+        steps = plan.steps(able, rounds, seed)
+        left = self._undone(steps)
+        if len(left) < len(steps):
+            talk.say(f"{len(steps) - len(left)} of {len(steps)} case-rounds are there already")
+        with Progress(left, shown, self._past(able)) as progress:
+            for case, round_ in left:
+                if round_ == 0:
+                    self._step(case, round_, progress)
+            twin = None if any(case.replica for case in cases) else self._twin(able)
+            if twin is not None:
+                cases, able = [*cases, twin], [*able, twin]
+                self._prepare(twin, rounds, talk)
+                added = self._undone(plan.steps([twin], rounds, seed))
+                progress.add(added)
+                if (twin, 0) in added:
+                    self._step(twin, 0, progress)
+            # Every case has answered now, if it can: what computes something else is known before most is measured.
+            self._judge(able, progress)
+            for case, round_ in self._undone(plan.steps(able, rounds, seed)):
+                if round_ > 0:
+                    self._step(case, round_, progress)
+        return cases
+
+    def _undone(self, steps: list[tuple[Case, int]]) -> list[tuple[Case, int]]:
+        return [(case, round_) for case, round_ in steps if not records.is_done(self.run_dir, case, round_)]
+
+    def _twin(self, cases: list[Case]) -> Case | None:
+        """The A/A twin that the run has, or else of the first case that ran: one that crashes says nothing of noise."""
+        own = [case for case in cases if case.mode != "reference"]
+        known = (case for case in own if records.case_marks(self.run_dir, plan.twin(case)))
+        ran = (case for case in own if records.is_done(self.run_dir, case, 0))
+        first = next(known, None) or next(ran, None)
+        return first and plan.twin(first)
+
+    def _prepare(self, case: Case, rounds: int, talk: Progress) -> bool:
+        """Whether the case can run here. What it loads is on disk then, if any of its rounds are still to be run."""
+        wanted = range(1 if case.mode == "reference" else rounds)
+        if failure := records.failure(self.run_dir, case):
+            return failure["during"] == "measure"
+        if all(records.is_done(self.run_dir, case, round_) for round_ in wanted):
+            return True
+        answer = self._answer(case, talk)
+        if "artifacts" not in answer:
+            facts = {"during": "prepare", "log": answer["log"], "environment": self.environment}
+            records.record_failure(self.run_dir, case, 0, answer["status"], answer["reason"], **facts)
+            talk.say(f"{case.label}: {answer['status']}, {answer['reason']}")
+            return False
+        self._same_weights(case, answer["checkpoint_sha256"])
+        self._inputs(case, Path(answer["artifacts"]["checkpoint"]))
+        return True
+
+    def _answer(self, case: Case, talk: Progress) -> dict[str, Any]:
+        """What bench.prepare says of the case, and its log; asked once for what loads the same things."""
+        key = case.backend, case.checkpoint, case.precision, case.resolution, case.device, self._threads(case)
+        if key not in self.prepared:
+            talk.say(f"preparing {case.label}")
+            job, log = {"case": case.to_json(), "threads": self._threads(case)}, self._log(f"{case.id}-prepare")
+            outcome, answer = self._child("prepare", job, log, PREPARE_TIMEOUT, self._threads(case), offline=False)
+            if outcome.status != "done":
+                answer = {"status": outcome.status, "reason": f"while preparing: {outcome.reason}"}
+            if answer.get("status") == "refused":
+                raise UserError(answer["reason"])
+            self.prepared[key] = answer | {"log": str(log.relative_to(self.run_dir))}
+        return self.prepared[key]
+
+    def _step(self, case: Case, round_: int, progress: Progress) -> None:
+        """One case-round: a process, then its record."""
+        if records.failure(self.run_dir, case):
+            progress.end(case, round_)  # it failed before, and would again
+            return
+        progress.start(case, round_)
+        answer = self._answer(case, progress)
+        outputs = records.outputs_path(self.run_dir, case)
+        if round_ == 0:
+            parity.forget(self.run_dir, case)
+            outputs.parent.mkdir(exist_ok=True)
+        job = {
+            "case": case.to_json(),
+            "artifacts": answer["artifacts"],
+            "inputs": str(self._inputs_path(case)),
+            "samples": self.samples,
+            "seconds": self.seconds,
+            "outputs": str(outputs) if round_ == 0 else None,
+        }
+        log = self._log(f"{case.id}-r{round_}")
+        outcome, answered = self._child("worker", job, log, self.timeout, self._threads(case), offline=True)
+        facts = {
+            "during": "measure",
+            "log": str(log.relative_to(self.run_dir)),
+            "seconds": round(outcome.seconds, 3),
+            "environment": self.environment,
+            "checkpoint_sha256": answer["checkpoint_sha256"],
+        }
+        if outcome.status == "done":
+            measurements = answered["measurements"]
+            records.record(self.run_dir, case, round_, measurements, worker=answered["facts"], **facts)
+            progress.end(case, round_, outcome.seconds)
+        else:
+            status = "timeout" if outcome.status == "timeout" else "failed"
+            facts["last_lines"] = process.tail(log)
+            records.record_failure(self.run_dir, case, round_, status, outcome.reason, **facts)
+            progress.end(case, round_, outcome.seconds, f"{status}, {outcome.reason}; see {log}")
+
+    def _judge(self, cases: list[Case], progress: Progress) -> None:
+        """Compare every case whose outputs are there with its reference."""
+        there = [case for case in cases if records.is_done(self.run_dir, case, 0)]
+        for case in there:
+            reference = plan.reference_of(case, there, self.reference)
+            if reference is not None and not parity.judge(self.run_dir, case, reference)["passed"]:
+                progress.say(f"{case.label}: does not compute what {reference.label} does; see results.failures")
+
+    def _child(
+        self, module: str, job: dict[str, Any], log: Path, timeout: float, threads: int, offline: bool
+    ) -> tuple[process.Outcome, dict[str, Any]]:
+        """How the process ended, and what it wrote if it ended well."""
+        work = self.run_dir / "work"
+        work.mkdir(exist_ok=True)
+        out, job_file = work / f"{log.stem}.out.json", work / f"{log.stem}.job.json"
+        out.unlink(missing_ok=True)
+        job_file.write_text(json.dumps(job | {"parent": os.getpid(), "out": str(out)}))
+        outcome = process.run(f"sam3lab.bench.{module}", [str(job_file)], log, timeout, threads, offline)
+        if outcome.status != "done":
+            return outcome, {}
+        if not out.exists():  # an os._exit(0) in a runtime, say
+            return process.Outcome("failed", "ended without an answer", outcome.seconds), {}
+        answer = json.loads(out.read_text())
+        out.unlink()
+        job_file.unlink()  # kept after a failure, to look into
+        return outcome, answer
+
+    def _same_weights(self, case: Case, sha256: str) -> None:
+        for mark in records.marks(self.run_dir):
+            known = mark.get("checkpoint_sha256", sha256)
+            if mark["definition"]["checkpoint"] == case.checkpoint and known != sha256:
+                raise UserError(
+                    f"the checkpoint {case.checkpoint} is not the one that {self.run_dir} was begun with "
+                    "(its SHA-256 has changed); choose another run name"
+                )
+
+    def _inputs(self, case: Case, checkpoint: Path) -> None:
+        """The inputs on disk; those of an earlier call are kept, so that all rounds have the same."""
+        path = self._inputs_path(case)
+        try:
+            Inputs.load(path)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            build(case, checkpoint).save(path)
+
+    def _past(self, cases: list[Case]) -> dict[str, list[float]]:
+        known = {case.id: [] for case in cases}
+        for mark in records.marks(self.run_dir):
+            if mark["status"] == "done" and mark["case"] in known:
+                known[mark["case"]].append(mark["seconds"])
+        return known
+
+    def _inputs_path(self, case: Case) -> Path:
+        return self.run_dir / "inputs" / f"{case.inputs_id}.npz"
+
+    def _log(self, name: str) -> Path:
+        return self.run_dir / "logs" / f"{name}.log"
+
+    @staticmethod
+    def _threads(case: Case) -> int:
+        return case.threads or environment.available_cores()

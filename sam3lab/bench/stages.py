@@ -1,0 +1,92 @@
+"""The measured stages of one backend on one set of inputs, as calls without arguments."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sam3lab.backends.base import Backend, RawOutputs
+from sam3lab.bench.inputs import Inputs
+
+PARTS = ("image", "text", "detect")
+WHOLES = ("pipeline", "pipeline_cached")
+STAGES = (*PARTS, *WHOLES, "end_to_end")
+
+
+class Stages:
+    """image, text and detect alone; pipeline, all three; pipeline_cached, without text, whose features are reused.
+
+    Inputs are uploaded here, so that these stages run from pixels on the device to raw outputs on the device.
+    `features` and `embedded` are what detect alone and pipeline_cached work on, set from the first calls' results.
+    """
+
+    def __init__(self, backend: Backend, inputs: Inputs):
+        self._backend = backend
+        self._text_mask = inputs.mask
+        self._pixels, self._ids, self._mask, self._image_index, self._text_index = (
+            backend.upload(array)
+            for array in (inputs.pixels, inputs.ids, inputs.mask, inputs.image_index, inputs.text_index)
+        )
+        self.features: Any = None
+        self.embedded: Any = None
+
+    def image(self) -> Any:
+        return self._backend.image(self._pixels)
+
+    def text(self) -> Any:
+        return self._backend.text(self._ids, self._mask)
+
+    def detect(self) -> RawOutputs:
+        return self._detect(self.features, self.embedded)
+
+    def pipeline(self) -> RawOutputs:
+        return self._detect(self.image(), self.text())
+
+    def pipeline_cached(self) -> RawOutputs:
+        return self._detect(self.image(), self.embedded)
+
+    def _detect(self, features: Any, embedded: Any) -> RawOutputs:
+        return self._backend.detect(features, embedded, self._mask, self._image_index, self._text_index)
+
+    def outputs(self) -> dict[str, np.ndarray]:
+        """Everything that parity compares, on the host: features_0 … (finest first), text, text_mask, raw outputs."""
+        backend = self._backend
+        features, embedded = self.image(), self.text()
+        raw = RawOutputs(*backend.download(self._detect(features, embedded)))
+        maps = backend.download(features)
+        arrays = {f"features_{i}": array for i, array in enumerate(maps if isinstance(maps, tuple) else (maps,))}
+        arrays["text"] = backend.download(embedded)
+        arrays["text_mask"] = self._text_mask
+        return arrays | raw._asdict()
+
+
+def end_to_end(backend: Backend, inputs: Inputs, checkpoint: Path, prompts: list[str]) -> Callable[[], list[dict]]:
+    """From JPEG bytes in memory to COCO results in host memory, as a service would: decode, resize, tokenise, upload,
+    all stages, download, post-process, encode the masks. Importing what that needs happens here, not in the call.
+    """
+    from sam3lab import images
+    from sam3lab.model.tokenizer import load_tokenizer
+    from sam3lab.postprocess import detections
+
+    tokenizer = load_tokenizer(checkpoint)
+    side = inputs.pixels.shape[-1]
+
+    def run() -> list[dict]:
+        photographs = [images.decode(data) for data in inputs.jpegs]
+        pixels = np.stack([images.pixels(photograph, side) for photograph in photographs])
+        ids, mask = tokenizer.encode(prompts)
+        upload = backend.upload
+        device_mask = upload(mask)
+        features, embedded = backend.image(upload(pixels)), backend.text(upload(ids), device_mask)
+        indices = upload(inputs.image_index), upload(inputs.text_index)
+        raw = RawOutputs(*backend.download(backend.detect(features, embedded, device_mask, *indices)))
+        sizes = [photographs[i].shape[:2] for i in inputs.image_index]
+        found = detections(raw, sizes)
+        return [
+            record
+            for pair, image, prompt in zip(found, inputs.image_index, inputs.text_index, strict=True)
+            for record in pair.to_coco(int(image), int(prompt) + 1)
+        ]
+
+    return run

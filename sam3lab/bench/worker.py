@@ -1,0 +1,145 @@
+"""One case, one round, in a process of its own: `python -m sam3lab.bench.worker JOB.json SPAWNED_NS`.
+
+The job names the case, what to load, the inputs, how many samples to take, and where measurements and raw outputs go.
+Samples stay in memory until all is measured. Nothing here imports torch or a runtime before the backend does itself;
+end_to_end, whose host side needs torch, comes after memory was read.
+"""
+
+import time
+
+_ENTERED = time.perf_counter_ns()
+
+import json  # noqa: E402 (the clock is read before anything else is imported)
+import sys  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import numpy as np  # noqa: E402
+
+from sam3lab import backends  # noqa: E402
+from sam3lab.bench import artifacts, child, memory  # noqa: E402
+from sam3lab.bench.case import Case  # noqa: E402
+from sam3lab.bench.clock import Clock, CudaEvents, now, steady, warm_up  # noqa: E402
+from sam3lab.bench.inputs import Inputs  # noqa: E402
+from sam3lab.bench.stages import PARTS, WHOLES, Stages, end_to_end  # noqa: E402
+
+_HEAVY = ("torch", "transformers", "onnxruntime", "openvino", "tensorrt", "pandas", "scipy")
+
+
+def main(job_file: str, spawned: str) -> None:
+    """Measure, then write {"measurements": […], "facts": {…}} to the job's `out`; any failure ends the process."""
+    job = json.loads(Path(job_file).read_text())
+    child.tie_to_parent(job["parent"])
+    case = Case.from_json(job["case"])
+    worker = _Worker(case, int(spawned))
+    worker.load(artifacts.from_json(job["artifacts"]))
+    worker.first(Inputs.load(Path(job["inputs"])))
+    facts = {"threads": job["artifacts"]["threads"], "inputs": worker.inputs.digest}
+    if case.mode != "reference":
+        facts |= worker.steady(job["samples"], job["seconds"])
+    if case.mode == "speed":
+        worker.end_to_end(Path(job["artifacts"]["checkpoint"]), job["samples"], job["seconds"])
+    if job["outputs"]:
+        np.savez(job["outputs"], inputs=np.array(worker.inputs.digest), **worker.stages.outputs())
+    worker.backend.close()
+    measurements = [] if case.mode == "reference" else worker.measurements
+    Path(job["out"]).write_text(json.dumps({"measurements": measurements, "facts": facts}))
+
+
+class _Worker:
+    """The phases in their order. `measurements` has one entry a series: stage, phase, metric, unit, values."""
+
+    def __init__(self, case: Case, spawned: int):
+        self._case, self._spawned = case, spawned
+        self.measurements: list[dict[str, Any]] = []
+        self._gpu = memory.GpuMemory()
+
+    def load(self, loads: artifacts.Artifacts) -> None:
+        kind = backends.get(self._case.backend)
+        imported = now()
+        self.backend = kind()
+        self.backend.load(loads)
+        self.backend.synchronize()
+        loaded = now()
+        self._process("process_start", _ENTERED - self._spawned)
+        self._process("import", imported - _ENTERED)
+        self._process("load", loaded - imported)
+        self._rss_loaded, self._gpu_loaded = memory.rss(), self._gpu.read()
+
+    def first(self, inputs: Inputs) -> None:
+        """The first call of each part, in order: together the first pipeline, with which start-up ends."""
+        self.inputs = inputs
+        # A backend with a stream of its own names it, since events see only the stream that they are recorded on.
+        events = CudaEvents(getattr(self.backend, "stream", 0)) if self._case.device == "cuda" else None
+        self._clock = Clock(self.backend.synchronize, events)
+        self.stages = Stages(self.backend, inputs)
+        begin = now()
+        self.stages.features = self._first("image", self.stages.image)
+        self.stages.embedded = self._first("text", self.stages.text)
+        self._first("detect", self.stages.detect)
+        end = now()
+        self._add("pipeline", "first", "wall", "ms", [(end - begin) / 1e6])
+        self._process("startup", end - self._spawned)
+
+    def steady(self, samples: int, seconds: float) -> dict[str, Any]:
+        """Warm-up and steady state of the stages of the model, then memory; gives facts about how."""
+        at_startup = memory.rss_peak()
+        facts = {"rss_peak_was_reset": memory.reset_rss_peak()}
+        for stage in (*PARTS, *WHOLES):
+            self._steady(stage, getattr(self.stages, stage), samples, seconds)
+        readings = {"rss": self._rss_loaded, "rss_peak_startup": at_startup, "rss_peak": memory.rss_peak()}
+        if self._case.device == "cuda" and self._gpu_loaded is not None:
+            readings |= {"gpu": self._gpu_loaded, "gpu_peak": self._gpu.peak}
+        for metric, value in (readings | memory.torch_peaks()).items():
+            self._add("process", "memory", metric, "MB", [value])
+        imported = [name for name in _HEAVY if name in sys.modules]
+        return facts | {"gpu_memory_source": self._gpu.source, "imported": imported} | _torch_facts()
+
+    def end_to_end(self, checkpoint: Path, samples: int, seconds: float) -> None:
+        call = end_to_end(self.backend, self.inputs, checkpoint, list(self._case.prompts))
+        self._first("end_to_end", call)
+        self._steady("end_to_end", call, samples, seconds)
+
+    def _first(self, stage: str, call: Callable[[], Any]) -> Any:
+        print(f"{stage}: first", file=sys.stderr, flush=True)
+        result, wall, event = self._clock.time(call)
+        self._series(stage, "first", [wall], [] if event is None else [event])
+        return result
+
+    def _steady(self, stage: str, call: Callable[[], Any], samples: int, seconds: float) -> None:
+        print(f"{stage}: steady", file=sys.stderr, flush=True)
+        for phase, taken in (
+            ("warmup", warm_up(self._clock, call)),
+            ("steady", steady(self._clock, call, samples, seconds)),
+        ):
+            self._series(stage, phase, taken.wall, taken.event)
+        self._gpu.read()
+
+    def _series(self, stage: str, phase: str, wall: list[int], event: list[float]) -> None:
+        self._add(stage, phase, "wall", "ms", [nanoseconds / 1e6 for nanoseconds in wall])
+        if event:
+            self._add(stage, phase, "cuda_event", "ms", event)
+
+    def _process(self, metric: str, nanoseconds: int) -> None:
+        self._add("process", "load", metric, "s", [nanoseconds / 1e9])
+
+    def _add(self, stage: str, phase: str, metric: str, unit: str, values: list[float]) -> None:
+        entry = {"stage": stage, "phase": phase, "metric": metric, "unit": unit, "values": values}
+        self.measurements.append(entry)
+
+
+def _torch_facts() -> dict[str, Any]:
+    """How torch computed, where it was used."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    return {
+        "torch_threads": torch.get_num_threads(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
+    }
+
+
+if __name__ == "__main__":
+    child.guard(main, *sys.argv[1:])

@@ -1,0 +1,45 @@
+"""The arguments of `sam3lab study` and `sam3lab figures`; what does the work is imported when it runs."""
+
+import argparse
+
+
+def add_study_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", default="study", help="folder below runs/ that the study writes (default: study)")
+    parser.add_argument("--checkpoint", help="checkpoint by name or directory (default: each notebook's own)")
+    parser.add_argument("--backend", action="append", metavar="NAME", help="measure this runtime; may be repeated")
+    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of every case, each in a process of its own")
+    parser.add_argument(
+        "-p",
+        dest="parameters",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="set one parameter of the notebooks that have it, such as: -p resolutions 126,252",
+    )
+    parser.add_argument("--notebook", action="append", metavar="NAME", help="run this notebook alone; may be repeated")
+    parser.add_argument("--publish", metavar="DIR", help="at the end, store the results for `sam3lab figures` in DIR")
+
+
+def study(args: argparse.Namespace) -> int:
+    """Run the notebooks; the exit status is 0 when every cell of each ran."""
+    from sam3lab.study import run
+
+    return run.study(
+        args.name,
+        notebooks=args.notebook,
+        parameters=run.options(args.parameters, checkpoint=args.checkpoint, backends=args.backend, rounds=args.rounds),
+        publish=args.publish,
+    )
+
+
+def add_figures_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--results", metavar="DIR", help="stored results (default: the newest in data/results/)")
+    parser.add_argument("--out", default="figures", metavar="DIR", help="folder for the figures (default: figures)")
+
+
+def figures(args: argparse.Namespace) -> int:
+    """Render every figure again from stored results; the exit status is 0 when each could be."""
+    from sam3lab.study import run
+
+    return run.figures(args.results, args.out)

@@ -1,0 +1,108 @@
+"""The parameters of the notebooks: their names, their types, and the refusal of what is misspelt or out of range."""
+
+import ast
+import difflib
+
+from sam3lab.errors import UserError
+from sam3lab.model.config import PATCH
+
+# Every parameter that a notebook may have: the type of its value, or of the items of its list, and what it means.
+PARAMETERS = {
+    "checkpoint": (str, "a checkpoint's name or directory"),
+    "backends": ([str], "the names of the runtimes"),
+    "device": (str, "cpu or cuda"),
+    "precision": (str, "fp32, tf32, bf16, fp16, int8 or fp8"),
+    "resolution": (int, "the side of the image in pixels, a multiple of 14, or 0 for the checkpoint's own"),
+    "resolutions": ([int], "sides in pixels, or none for a half, one and one and a half of the checkpoint's own"),
+    "image": (str, "a bundled photograph's name, or a file"),
+    "prompt": (str, "one word"),
+    "description": (str, "a phrase that describes one thing"),
+    "objects": ([str], "words for several things"),
+    "rounds": (int, "how many rounds each case is measured in, at least 1"),
+    "min_samples": (int, "the least number of steady samples of a case and stage over all its rounds, at least 1"),
+    "min_seconds": (float, "the least duration of a case and stage's steady samples over all its rounds, not negative"),
+    "seed": (int, "a whole number, not negative"),
+    "run": (str, "a folder below runs/, or empty for the notebook's name"),
+    "results": (str, "a directory of stored results, or empty for the run's own"),
+    "measure": (bool, "True to measure, False to render stored results"),
+    "figures": (str, "a folder for the figures, or empty for the run's own"),
+}
+LEAST = {"resolution": 0, "rounds": 1, "min_samples": 1, "min_seconds": 0.0, "seed": 0}
+INJECTED = "# Parameters"  # how the cell that papermill injects begins
+OURS = ("run", "results", "measure", "figures")  # where to read and write: a study sets these itself
+NEEDED = ("checkpoint", "backends", "image", "prompt", "description", "objects")
+
+
+def check_name(name: str, known, where: str) -> None:
+    """UserError unless `name` is one of `known`; it names the nearest one, and all of them."""
+    if name not in known:
+        near = difflib.get_close_matches(name, list(known), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"{where} has no parameter {name!r}{hint} (it has: {', '.join(known)})")
+
+
+def converted(name: str, value):
+    """`value` in the type that PARAMETERS gives for `name`, also from a command line's text ("126,252", "True").
+
+    UserError where it cannot be, or is out of range.
+    """
+    kind, meaning = PARAMETERS[name]
+    refusal = UserError(f"{name} = {value!r} cannot be used: give {meaning}")
+    try:
+        if isinstance(kind, list):
+            if isinstance(value, str):  # papermill's -p passes a list as it was typed
+                value = [item.strip().strip("\"'") for item in value.strip("[]() ").split(",") if item.strip()]
+            result = [_scalar(kind[0], item) for item in (value if isinstance(value, list | tuple) else [value])]
+        else:
+            result = _scalar(kind, value)
+    except (TypeError, ValueError):
+        raise refusal from None
+    if (
+        (name in LEAST and not result >= LEAST[name])
+        or (name == "device" and result not in ("cpu", "cuda"))
+        or (name in NEEDED and not (result and all(result)))
+        or (isinstance(result, list) and len(set(result)) < len(result))
+    ):
+        raise refusal
+    for size in result if name == "resolutions" else [result] if name == "resolution" and result else []:
+        if size <= 0 or size % PATCH:
+            raise UserError(f"{name} = {value!r} cannot be used: {size} is not a multiple of {PATCH}, the side of a patch")
+    return result
+
+
+def _scalar(kind: type, value):
+    """`value` as `kind`; ValueError or TypeError where it is none."""
+    if kind is bool:
+        return ["false", "true"].index(str(value).lower()) == 1
+    if isinstance(value, bool) or (kind is not float and isinstance(value, float)):
+        raise ValueError
+    return kind(value)
+
+
+def assigned(source: str) -> dict:
+    """{name: value} of the literals that a cell's source assigns at its top level; other statements are passed over."""
+    found = {}
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:  # a cell with an IPython magic
+        return found
+    for node in body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            try:
+                found[node.targets[0].id] = ast.literal_eval(node.value)
+            except ValueError:
+                continue
+    return found
+
+
+def check_injected(notebook: str, history) -> None:
+    """Refuse a name that papermill injected and that no cell before gave a default.
+
+    history: IPython's `In`, the sources of the cells run so far. papermill's own cell begins with "# Parameters".
+    """
+    cells = list(history)
+    for index in [i for i, source in enumerate(cells) if source.startswith(INJECTED)][-1:]:
+        own = [source for source in cells[:index] if not source.startswith(INJECTED)]
+        known = {name: None for source in own for name in assigned(source)}
+        for name in assigned(cells[index]):
+            check_name(name, known, f"notebook {notebook}")

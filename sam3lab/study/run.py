@@ -1,0 +1,254 @@
+"""Run the notebooks through papermill: in order, with progress, resumable, and with an honest exit status."""
+
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from sam3lab import paths
+from sam3lab.bench.records import write_json
+from sam3lab.errors import UserError
+from sam3lab.study.parameters import OURS, PARAMETERS, check_name, converted
+
+
+
+def names() -> list[str]:
+    """The notebooks of the study, in the order in which they run."""
+    return sorted(path.stem for path in paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+
+
+def defaults(notebook: str) -> dict:
+    """{name: default} of a notebook's `parameters` cell, but for those that a study sets itself."""
+    import ast
+
+    import papermill
+
+    known = papermill.inspect_notebook(paths.NOTEBOOKS / f"{notebook}.ipynb")
+    return {name: ast.literal_eval(about["default"]) for name, about in known.items() if name not in OURS}
+
+
+def options(pairs, **named) -> dict:
+    """The parameters given on a command line, as {name: value}; what is None in `named` was not given.
+
+    UserError on a value that cannot be used, and on a name that no notebook has or that the study sets itself.
+    """
+    given = dict(pairs) | {name: value for name, value in named.items() if value is not None}
+    if ours := [name for name in given if name in OURS]:
+        raise UserError(f"the study sets {ours[0]} itself: use --name, --publish, or `sam3lab figures`")
+    for name in given:
+        check_name(name, [known for known in PARAMETERS if known not in OURS], "the study")
+    values = {name: converted(name, value) for name, value in given.items()}
+    if Path(values.get("checkpoint", "")).is_dir() and values.get("checkpoint"):
+        values["checkpoint"] = str(Path(values["checkpoint"]).resolve())
+    return values
+
+
+def study(name: str, notebooks=None, parameters: dict | None = None, publish: str | None = None) -> int:
+    """Run `notebooks` (all of them if None) into runs/`name` and write report.html; 0 if every cell of each ran.
+
+    A notebook that was run completely with the same parameters and source is not run again, unless one before it was:
+    later notebooks read what earlier ones wrote. The last line printed is the path of the report.
+    """
+    chosen, parameters = _choose(notebooks), parameters or {}
+    known = {notebook: defaults(notebook) for notebook in chosen}
+    for parameter in parameters:
+        check_name(parameter, {each: None for notebook in chosen for each in known[notebook]}, "the notebooks together")
+    run_dir = (paths.RUNS / name).absolute()
+    tasks = {
+        notebook: {key: parameters[key] for key in known[notebook] if key in parameters} | {"run": str(run_dir)}
+        for notebook in chosen
+    }
+    from sam3lab.study import report
+
+    failed = execute(tasks, run_dir)
+    page = report.write(run_dir)
+    if publish:
+        publish_results(run_dir, Path(publish))
+    if failed:
+        print(f"not completed: {', '.join(failed)}; the report says why")
+    print(page)
+    return 1 if failed else 0
+
+
+def figures(results: str | None, out: str) -> int:
+    """Render every figure, and numbers.json, into `out` from stored results alone; 0 if each notebook could be run.
+
+    results: a directory that `study --publish` wrote, or a run's; None for the last one in data/results/ by name.
+    """
+    stored = sorted(path.parent for path in (paths.DATA / "results").glob("*/facts.json"))
+    if not results and not stored:
+        raise UserError("no results are stored in data/results/: give --results DIR, or run `sam3lab study` first")
+    source = Path(results).absolute() if results else stored[-1]
+    if not (source / "facts.json").exists():
+        raise UserError(f"{source} has no facts.json: give a directory that `sam3lab study` wrote")
+    facts = json.loads((source / "facts.json").read_text(encoding="utf-8"))
+    target = Path(out).absolute()
+    with tempfile.TemporaryDirectory() as scratch:
+        how = {"run": scratch, "results": str(source), "measure": False, "figures": str(target)}
+        tasks = {notebook: facts[f"parameters.{notebook}"] | how for notebook in names() if f"parameters.{notebook}" in facts}
+        failed = execute(tasks, Path(scratch))
+        if failed:
+            print(f"not rendered: {', '.join(failed)}", *_errors(Path(scratch), failed), sep="\n", file=sys.stderr)
+        shutil.copy(Path(scratch) / "numbers.json", target / "numbers.json")
+    print(target)
+    return 1 if failed else 0
+
+
+def publish_results(run_dir: Path, directory: Path) -> None:
+    """Store a run's results compactly in `directory`, with what `sam3lab figures` needs to render them anywhere."""
+    from sam3lab.bench import results
+
+    results.consolidate(run_dir, directory)
+    shutil.copy(run_dir / "facts.json", directory / "facts.json")
+    print(f"results stored in {directory}")
+
+
+def _choose(notebooks) -> list[str]:
+    if not notebooks:
+        return names()
+    asked = [Path(notebook).stem for notebook in notebooks]
+    for notebook in asked:
+        if notebook not in names():
+            raise UserError(f"there is no notebook {notebook!r}: choose among {', '.join(names())}")
+    return [notebook for notebook in names() if notebook in asked]
+
+
+def execute(tasks: dict[str, dict], run_dir: Path) -> list[str]:
+    """Run each notebook with its parameters into `run_dir`/notebooks; the names of those not completed."""
+    failed, changed = [], False
+    screen = Screen(len(tasks))
+    for number, (notebook, given) in enumerate(tasks.items(), 1):
+        if not changed and is_done(run_dir, notebook, given):
+            screen.say(f"[{number}/{len(tasks)}] {notebook}: done before")
+            continue
+        changed, start = True, time.monotonic()
+        screen.begin(number, notebook)
+        problem = _execute_one(run_dir, notebook, given, screen)
+        took = f"{time.monotonic() - start:.0f} s"
+        screen.say(f"[{number}/{len(tasks)}] {notebook}: " + (f"FAILED after {took}: {problem}" if problem else took))
+        if problem:
+            failed.append(notebook)
+    screen.end()
+    return failed
+
+
+def _execute_one(run_dir: Path, notebook: str, given: dict, screen) -> str | None:
+    """Run one notebook; what went wrong in one line, or None, in which case it is marked as done."""
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    copy, mark = _places(run_dir, notebook)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    mark.unlink(missing_ok=True)
+    state = _state(notebook, given)
+    problem = None
+    try:
+        papermill.execute_notebook(
+            paths.NOTEBOOKS / f"{notebook}.ipynb",
+            copy,
+            parameters=given,
+            kernel_name="python3",
+            progress_bar=False,
+            stdout_file=screen,
+            stderr_file=screen,
+            extra_arguments=["--log-level=CRITICAL"],
+        )
+    except PapermillExecutionError as error:
+        return f"{error.ename}: {error.evalue}"
+    except (RuntimeError, TimeoutError, OSError) as error:  # the kernel died, or never came up
+        problem = f"{type(error).__name__}: {error}"
+    if problem or not is_complete(copy):
+        return problem or "not every cell ran"
+    write_json(mark, state | {"executed": _digest([copy])})
+    return None
+
+
+def _places(run_dir: Path, notebook: str) -> tuple[Path, Path]:
+    folder = Path(run_dir) / "notebooks"
+    return folder / f"{notebook}.ipynb", folder / f"{notebook}.done.json"
+
+
+def _digest(files) -> str:
+    whole = hashlib.sha256()
+    for file in files:
+        whole.update(hashlib.sha256(Path(file).read_bytes()).digest())
+    return whole.hexdigest()
+
+
+def _state(notebook: str, given: dict) -> dict:
+    """What a finished notebook depends on: its parameters, and its source with that of what it calls to show things."""
+    code = sorted(Path(__file__).parent.glob("*.py"))
+    return {
+        "parameters": given,
+        "source": _digest([paths.NOTEBOOKS / f"{notebook}.ipynb", paths.DATA / "claims.csv", *code]),
+    }
+
+
+def is_complete(executed: Path) -> bool:
+    """Whether every code cell of an executed copy ran, without an error."""
+    import nbformat
+
+    if not executed.exists():
+        return False
+    cells = [cell for cell in nbformat.read(executed, as_version=4).cells if cell.cell_type == "code" and cell.source]
+    return all(
+        cell.execution_count and not any(output.output_type == "error" for output in cell.outputs) for cell in cells
+    )
+
+
+def is_done(run_dir: Path, notebook: str, given: dict) -> bool:
+    """Whether this notebook was run to its end, with these parameters and this source, and its copy is whole."""
+    copy, mark = _places(run_dir, notebook)
+    try:
+        state = json.loads(mark.read_text(encoding="utf-8"))
+        return state == _state(notebook, given) | {"executed": _digest([copy])} and is_complete(copy)
+    except (OSError, ValueError):
+        return False
+
+
+def _errors(run_dir: Path, failed: list[str]) -> list[str]:
+    """The error of each notebook that failed, one line each."""
+    from sam3lab.study import report
+
+    return [f"{notebook}: {report.problem(_places(run_dir, notebook)[0])}" for notebook in failed]
+
+
+class Screen:
+    """Where the study shows how far it is: a bar and the notebooks' own lines in a terminal, plain lines elsewhere.
+
+    It is also the file that papermill copies the notebooks' printed text to.
+    """
+
+    def __init__(self, total: int):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.console = Console(soft_wrap=True, highlight=False)
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        self.progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self.task = self.progress.add_task("notebooks", total=total)
+        self.rest = ""
+        self.progress.start()
+
+    def begin(self, number: int, notebook: str) -> None:
+        self.progress.update(self.task, completed=number - 1, description=notebook)
+        self.say(f"[{number}/{self.progress.tasks[0].total}] {notebook}")
+
+    def say(self, line: str) -> None:
+        self.console.print(line, markup=False)
+        self.console.file.flush()
+
+    def write(self, text: str) -> None:
+        *lines, self.rest = (self.rest + text).replace("\r", "\n").split("\n")
+        for line in filter(str.strip, lines):
+            self.say(f"    {line}")
+
+    def flush(self) -> None:
+        pass
+
+    def end(self) -> None:
+        self.progress.update(self.task, completed=self.progress.tasks[0].total)
+        self.progress.stop()

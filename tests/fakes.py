@@ -1,0 +1,103 @@
+"""Backends that go wrong in known ways, for the harness's tests; a Case names them as "tests.fakes:Class"."""
+
+import ctypes
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from sam3lab.backends.sleep import SleepBackend
+from sam3lab.errors import UserError
+
+
+class Quick(SleepBackend):
+    """Right, in a millisecond a stage."""
+
+    milliseconds = 1.0
+
+
+class Other(Quick):
+    """Right too, under another name."""
+
+
+class Segfault(Quick):
+    def image(self, pixels):
+        return ctypes.string_at(0)
+
+
+class Raises(Quick):
+    def text(self, ids, mask):
+        raise RuntimeError("no text today")
+
+
+class Hangs(Quick):
+    def detect(self, *arguments):
+        time.sleep(1000)
+
+
+class Exits(Quick):
+    """Ends cleanly, but without an answer."""
+
+    def load(self, artifacts):
+        os._exit(0)
+
+
+class CrashesAtExit(Quick):
+    """Answers, but does not end cleanly."""
+
+    def close(self):
+        import atexit
+
+        atexit.register(os.abort)
+
+
+class Moody(Quick):
+    """Crashes while the file named by SAM3LAB_TEST_MOOD exists."""
+
+    def load(self, artifacts):
+        super().load(artifacts)
+        if Path(os.environ["SAM3LAB_TEST_MOOD"]).exists():
+            os.abort()
+
+
+class Wrong(Quick):
+    def detect(self, *arguments):
+        outputs = super().detect(*arguments)
+        return outputs._replace(boxes=outputs.boxes[:, ::-1].copy())
+
+
+class NotFinite(Quick):
+    def detect(self, *arguments):
+        outputs = super().detect(*arguments)
+        masks = outputs.masks.copy()
+        masks.flat[0] = np.nan
+        return outputs._replace(masks=masks)
+
+
+class Absent(Quick):
+    @classmethod
+    def unavailable(cls, device="cpu", precision="fp32"):
+        return "this runtime is not installed: install it"
+
+
+class CannotPrepare(Quick):
+    @classmethod
+    def prepare(cls, artifacts):
+        raise UserError("its graphs cannot be made")
+
+
+class CrashesInPrepare(Quick):
+    @classmethod
+    def prepare(cls, artifacts):
+        os.abort()
+
+
+class ChecksThreads(Quick):
+    """Refuses to load unless it was given a number of threads, and the environment says the same."""
+
+    def load(self, artifacts):
+        super().load(artifacts)
+        assert artifacts.threads > 0
+        assert os.environ["OMP_NUM_THREADS"] == str(artifacts.threads)
+        assert os.environ["MKL_NUM_THREADS"] == str(artifacts.threads)

@@ -1,0 +1,75 @@
+import gc
+import weakref
+
+from sam3lab.bench import statistics
+from sam3lab.bench.ceilings import harness_overhead
+from sam3lab.bench.clock import Clock, steady, warm_up
+from sam3lab.bench.process import run
+from tests.bench_run import case, make_checkpoint, short
+
+
+def test_the_harness_costs_under_2_percent_of_a_10_ms_call():
+    overhead = harness_overhead(samples=60)
+    assert -0.001 < overhead.low <= overhead.value < 0.02
+
+
+def test_a_10_ms_call_reads_as_10_ms_in_a_worker(tmp_path):
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    rows = short([case(checkpoint, "sleep")], tmp_path / "run", reference="sleep", min_samples=15)
+    for stage, milliseconds in (("image", 10), ("text", 10), ("detect", 10), ("pipeline", 30), ("pipeline_cached", 20)):
+        found = statistics.median_ci(statistics.select(rows[rows["replica"] == 0], stage)).value
+        assert milliseconds <= found < 1.02 * milliseconds, stage
+
+
+def test_collection_is_off_while_samples_are_taken_and_on_again_after():
+    seen = []
+    steady(Clock(lambda: None), lambda: seen.append(gc.isenabled()), least=3, seconds=0)
+    assert seen == [False] * 3 and gc.isenabled()
+
+
+def test_synchronisation_is_timed_and_results_are_freed_outside():
+    class Result:
+        pass
+
+    order, freed = [], []
+
+    def call():
+        order.append(("call", len(freed)))
+        result = Result()
+        weakref.finalize(result, freed.append, 1)
+        return result
+
+    samples = steady(Clock(lambda: order.append(("synchronize", len(freed)))), call, least=3, seconds=0)
+    assert order == [(what, k) for k in range(3) for what in ("call", "synchronize")]
+    assert len(samples.wall) == 3 and all(wall > 0 for wall in samples.wall)
+
+
+def test_steady_takes_the_samples_and_the_seconds():
+    clock = Clock(lambda: None)
+    assert len(steady(clock, lambda: None, least=7, seconds=0).wall) == 7
+    assert sum(steady(clock, lambda: sum(range(10_000)), least=1, seconds=0.05).wall) > 0.03e9
+
+
+def test_warm_up_ends_when_calls_agree_and_does_not_go_on_for_ever():
+    import time
+
+    durations = iter([0.02, 0.01, 0.005, 0.002, 0.002, 0.002] + [0.002] * 50)
+
+    def settling():
+        end = time.perf_counter() + next(durations)
+        while time.perf_counter() < end:
+            pass
+
+    assert len(warm_up(Clock(lambda: None), settling, spread=0.5).wall) == 6
+    assert len(warm_up(Clock(lambda: None), settling, most=4, spread=0).wall) == 4
+    assert len(warm_up(Clock(lambda: None), settling, seconds=0).wall) == 1
+
+
+def test_a_child_is_waited_for_without_polling(tmp_path):
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    outcome = run("timeit", ["-n1", "-r1", "import time; time.sleep(1.5)"], tmp_path / "log", 30, 1, offline=True)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert outcome.seconds >= 1.5
+    assert after.ru_nvcsw - before.ru_nvcsw < 20

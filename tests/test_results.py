@@ -1,0 +1,135 @@
+import multiprocessing
+import os
+
+import pandas as pd
+import pytest
+
+from sam3lab.bench import records, results
+from sam3lab.bench.case import FIELDS, Case
+from sam3lab.errors import UserError
+from tests.bench_run import REFERENCE, case, make_checkpoint, short
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with two backends that agree, one that does not, one that crashes, one that is not there."""
+    folder = tmp_path_factory.mktemp("results")
+    checkpoint = make_checkpoint(folder / "checkpoint")
+    names = (REFERENCE, "tests.fakes:Other", "tests.fakes:Wrong", "tests.fakes:Segfault", "tests.fakes:Absent")
+    short([case(checkpoint, name) for name in names], folder / "run", rounds=2)
+    return folder / "run"
+
+
+def test_rows_are_tidy_and_complete(run):
+    rows = results.load(run)
+    columns = ["run_id", "case", "label", "round", "stage", "phase", "metric", "value", "unit", "sample", "parity"]
+    assert set(rows.columns) == {*columns, *FIELDS}
+    assert rows["value"].notna().all() and rows["run_id"].nunique() == 1
+    key = ["case", "round", "stage", "phase", "metric", "sample"]
+    assert not rows.duplicated(key).any()
+    one = rows[(rows["backend"] == "tests.fakes:Other") & (rows["round"] == 1)]
+    steady = one[(one["phase"] == "steady") & (one["metric"] == "wall")]
+    assert list(steady["stage"].unique()) == ["image", "text", "detect", "pipeline", "pipeline_cached"]
+    assert (steady.groupby("stage").size() >= 2).all() and (steady["unit"] == "ms").all()
+    first = one[one["phase"] == "first"]
+    assert list(first["stage"]) == ["image", "text", "detect", "pipeline"]
+    parts = first.set_index("stage")["value"]
+    assert parts["pipeline"] >= parts[["image", "text", "detect"]].sum()
+    start = one[one["phase"] == "load"].set_index("metric")["value"]
+    assert start["startup"] > start["process_start"] + start["import"] + start["load"] > 0
+    memory = one[one["phase"] == "memory"].set_index("metric")
+    assert (memory.loc[["rss", "rss_peak", "rss_peak_startup"], "value"] > 5).all() and set(memory["unit"]) == {"MB"}
+    assert Case.from_json({name: one[name].iloc[0] for name in ("backend", "prompts", "images")}).prompts == ("cat",)
+
+
+def test_every_row_says_whether_its_case_agrees(run):
+    rows = results.load(run)
+    verdicts = rows.groupby("backend")["parity"].unique().map(set).to_dict()
+    assert verdicts == {
+        REFERENCE: {"reference", "passed"},
+        "tests.fakes:Other": {"passed"},
+        "tests.fakes:Wrong": {"failed"},
+    }
+    assert set(rows.loc[rows["replica"] == 1, "parity"]) == {"passed"}
+
+
+def test_failures_say_what_and_why_and_where(run):
+    found = results.failures(run).set_index("backend")
+    assert found["status"].to_dict() == {
+        "tests.fakes:Wrong": "parity",
+        "tests.fakes:Segfault": "failed",
+        "tests.fakes:Absent": "skipped",
+    }
+    assert "SIGSEGV" in found.loc["tests.fakes:Segfault", "reason"] and found.loc["tests.fakes:Segfault", "round"] == 0
+    assert "Segmentation fault" in (run / found.loc["tests.fakes:Segfault", "log"]).read_text()
+    assert "boxes: relative error" in found.loc["tests.fakes:Wrong", "reason"]
+    assert "install it" in found.loc["tests.fakes:Absent", "reason"]
+
+
+def test_environment_lies_beside_the_rows(run):
+    assert results.environment(run)["version_numpy"]
+
+
+def test_consolidated_rows_read_like_the_run(run, tmp_path):
+    results.consolidate(run, tmp_path / "one")
+    results.consolidate(run, tmp_path / "two")
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == ["environment.json", "failures.parquet", "parity.parquet", "results.parquet"]
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    for read in (results.load, results.failures, results.parity_rows):
+        pd.testing.assert_frame_equal(read(tmp_path / "one"), read(run))
+    assert results.environment(tmp_path / "one") == results.environment(run)
+
+
+def test_a_damaged_file_is_not_read(run, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    damaged = next((copy / "results").glob("*.parquet"))
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    with pytest.raises(UserError, match="damaged; measure again"):
+        results.load(copy)
+
+
+def test_a_run_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        results.load(tmp_path / "nowhere")
+    assert results.load(tmp_path).empty and results.failures(tmp_path).empty
+    with pytest.raises(UserError, match="nothing was measured"):
+        results.environment(tmp_path)
+
+
+def _hold(path, held, release):
+    with records.locked(path):
+        held.set()
+        release.wait(20)
+
+
+def test_one_measure_at_a_time(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path, held, release))
+    other.start()
+    assert held.wait(20)
+    with pytest.raises(UserError, match=f"process {other.pid}"), records.locked(tmp_path):
+        pass
+    release.set()
+    other.join(20)
+    with records.locked(tmp_path):
+        pass
+
+
+def test_a_killed_writer_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    records.write_atomically(path, b"old")
+    child = os.fork()
+    if child == 0:
+        os.fsync = lambda descriptor: os._exit(9)
+        records.write_atomically(path, b"new")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert path.read_bytes() == b"old"

@@ -1,0 +1,279 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sam3lab.bench import process, records, results, statistics
+from sam3lab.bench.case import Case
+from sam3lab.bench.progress import Progress
+from sam3lab.errors import UserError
+from tests.bench_run import REFERENCE, case, make_checkpoint, short
+
+DRIVER = """
+import sys
+from tests.bench_run import case, short
+checkpoint, run_dir, *backends = sys.argv[1:]
+short([case(checkpoint, name) for name in backends], run_dir, rounds=3, min_samples=30, timeout=20)
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+def case_rounds(run_dir):
+    """(case, round) of every mark, with its content."""
+    return {(mark["case"], mark["round"]): mark for mark in records.marks(run_dir)}
+
+
+def stamps(run_dir):
+    return {path.name: path.stat().st_mtime_ns for path in (run_dir / "results").glob("*.parquet")}
+
+
+def workers_of(run_dir):
+    found = []
+    for running in psutil.process_iter(["cmdline"]):
+        if str(run_dir) in " ".join(running.info["cmdline"] or []) and "sam3lab.bench" in " ".join(
+            running.info["cmdline"]
+        ):
+            found.append(running)
+    return found
+
+
+def drive(checkpoint, run_dir, *backends):
+    command = [sys.executable, "-c", DRIVER, checkpoint, str(run_dir), *backends]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_killed_three_times_ends_like_an_unbroken_run(checkpoint, tmp_path):
+    names = (REFERENCE, "tests.fakes:Other", "tests.fakes:Wrong", "tests.fakes:Raises")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    unbroken = drive(checkpoint, whole, *names)
+    assert unbroken.wait(60) == 0, unbroken.stderr.read()
+    expected = set(case_rounds(whole))
+    assert len(expected) == 3 * 4 + 1  # with the A/A twin; the one that raises is tried once
+
+    rng = random.Random(os.urandom(8))
+    finished = {}
+    for _ in range(3):
+        run = drive(checkpoint, broken, *names)
+        wanted, deadline = len(finished) + rng.choice([1, 2, 3]), time.monotonic() + 30
+        while len(case_rounds(broken)) < min(wanted, len(expected) - 1) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.4))
+        run.send_signal(signal.SIGKILL)
+        assert run.wait(10) == -signal.SIGKILL
+        gone = time.monotonic() + 5
+        while workers_of(broken) and time.monotonic() < gone:
+            time.sleep(0.02)
+        assert not workers_of(broken)
+        marks = case_rounds(broken)
+        assert finished.items() <= marks.items()
+        finished = marks
+    assert 0 < len(finished) < len(expected)
+
+    kept = stamps(broken)
+    assert drive(checkpoint, broken, *names).wait(60) == 0
+    marks = case_rounds(broken)
+    assert set(marks) == expected
+    assert finished.items() <= marks.items()
+    assert {name: stamp for name, stamp in stamps(broken).items() if name in kept} == kept
+    rows, other = results.load(broken), results.load(whole)
+    key = ["case", "round", "stage", "phase", "metric", "sample"]
+    assert not rows.duplicated(key).any()
+    verdicts = [r.groupby("case")["parity"].first().to_dict() for r in (rows, other)]
+    assert verdicts[0] == verdicts[1] and set(verdicts[0].values()) == {"reference", "passed", "failed"}
+
+
+def test_a_finished_run_is_not_measured_again_and_a_new_case_is(checkpoint, tmp_path):
+    short([case(checkpoint)], tmp_path, rounds=2)
+    before = stamps(tmp_path)
+    assert len(before) == 4
+    again = short([case(checkpoint)], tmp_path, rounds=2)
+    assert stamps(tmp_path) == before and again["case"].nunique() == 2
+    more = short([case(checkpoint), case(checkpoint, "tests.fakes:Other")], tmp_path, rounds=3)
+    after = stamps(tmp_path)
+    assert before.items() <= after.items() and len(after) == 9
+    assert list(more["label"].unique())[1].count("tests.fakes:Other")
+
+
+def test_a_damaged_or_lost_file_is_made_anew(checkpoint, tmp_path):
+    short([case(checkpoint)], tmp_path)
+    own, twin = sorted((tmp_path / "results").glob("*.parquet"))
+    own.write_bytes(own.read_bytes()[:-1])
+    (tmp_path / "outputs" / f"{twin.name[:12]}.npz").unlink()
+    before = stamps(tmp_path)
+    short([case(checkpoint)], tmp_path)
+    after = stamps(tmp_path)
+    assert set(after) == set(before) and all(after[name] > before[name] for name in before)
+    assert set(results.load(tmp_path)["parity"]) == {"reference", "passed"}
+
+
+@pytest.mark.parametrize(
+    ("backend", "status", "reason", "logged"),
+    [
+        ("Segfault", "failed", "killed by SIGSEGV", "in image"),
+        ("Raises", "failed", "exit code 1: RuntimeError: no text today", "no text today"),
+        ("Exits", "failed", "ended without an answer", ""),
+        ("CrashesAtExit", "failed", "killed by SIGABRT", ""),
+        ("Hangs", "timeout", "no end after 3 s", "in detect"),
+        ("CannotPrepare", "failed", "its graphs cannot be made", ""),
+        ("CrashesInPrepare", "failed", "while preparing: killed by SIGABRT", "in prepare"),
+        ("Absent", "skipped", "this runtime is not installed: install it", ""),
+    ],
+)
+def test_what_goes_wrong_is_recorded_once_and_the_run_goes_on(checkpoint, tmp_path, backend, status, reason, logged):
+    cases = [case(checkpoint, f"tests.fakes:{backend}"), case(checkpoint)]
+    rows = short(cases, tmp_path, rounds=2, timeout=3)
+    found = results.failures(tmp_path)
+    assert list(found["case"]) == [cases[0].id]
+    assert found["status"].item() == status and found["reason"].item() == reason
+    assert logged in (tmp_path / found["log"].item()).read_text()
+    assert sorted(rows["case"].unique()) == sorted([cases[1].id, rows.loc[rows["replica"] == 1, "case"].iloc[0]])
+    assert rows.groupby("case")["round"].nunique().eq(2).all()
+    assert rows.loc[rows["replica"] == 1, "backend"].unique().tolist() == [cases[1].backend]
+    assert not workers_of(tmp_path)
+
+
+def test_a_failure_is_tried_again_when_asked(checkpoint, tmp_path, monkeypatch):
+    mood = tmp_path / "mood"
+    monkeypatch.setenv("SAM3LAB_TEST_MOOD", str(mood))
+    mood.touch()
+    cases = [case(checkpoint), case(checkpoint, "tests.fakes:Moody")]
+    short(cases, tmp_path / "run", rounds=2)
+    mood.unlink()
+    short(cases, tmp_path / "run", rounds=2)
+    assert results.failures(tmp_path / "run")["status"].tolist() == ["failed"]
+    rows = short(cases, tmp_path / "run", rounds=2, retry_failed=True)
+    assert results.failures(tmp_path / "run").empty
+    assert rows[rows["case"] == cases[1].id]["round"].nunique() == 2
+
+
+def test_what_was_skipped_is_measured_once_it_can_be(checkpoint, tmp_path, monkeypatch):
+    cases = [case(checkpoint, "tests.fakes:Moody"), case(checkpoint)]
+    monkeypatch.setenv("SAM3LAB_TEST_MOOD", str(tmp_path / "none"))
+    record = {"during": "prepare", "log": None, "environment": ""}
+    records.record_failure(tmp_path, cases[0], 0, "skipped", "not installed", **record)
+    assert short(cases, tmp_path)["backend"].nunique() == 2
+    assert results.failures(tmp_path).empty
+
+
+def test_twins_are_measured_and_agree_with_the_reference(checkpoint, tmp_path):
+    rows = short([case(checkpoint)], tmp_path, rounds=3, min_samples=30)
+    table = statistics.aa_check(rows)
+    assert list(table["stage"]) == ["image", "text", "detect", "pipeline", "pipeline_cached"]
+    assert table["ratio"].between(0.5, 2).all()
+    assert set(rows.loc[rows["replica"] == 1, "parity"]) == {"passed"}
+    planned = [case(checkpoint, "tests.fakes:Other"), case(checkpoint, "tests.fakes:Other", replica=1)]
+    rows = short(planned, tmp_path / "given")
+    assert rows["case"].nunique() == 2  # no further twin; and the reference, which was not asked for, has no rows
+    assert set(rows["parity"]) == {"passed"}
+
+
+def test_a_worker_imports_no_runtime_but_its_own_and_has_its_threads(checkpoint, tmp_path):
+    cases = [case(checkpoint, "tests.fakes:ChecksThreads", threads=threads) for threads in (0, 1)]
+    short(cases, tmp_path)
+    for mark in records.marks(tmp_path):
+        assert mark["status"] == "done", mark
+        if mark["definition"]["mode"] == "model":
+            assert mark["worker"]["imported"] == []
+            assert mark["worker"]["threads"] == (mark["definition"]["threads"] or len(os.sched_getaffinity(0)))
+
+
+def test_speed_ends_with_end_to_end_on_every_pair(checkpoint, tmp_path):
+    one = case(checkpoint, mode="speed", batch=2, prompts=("cat", "dog"), images=("astronaut", "coffee"))
+    rows = short([one, case(checkpoint, mode="speed", replica=1)], tmp_path)
+    steady = rows[(rows["case"] == one.id) & (rows["phase"] == "steady")]
+    assert list(steady["stage"].unique())[-1] == "end_to_end" and (steady.groupby("stage").size() >= 3).all()
+    import numpy as np
+
+    with np.load(records.outputs_path(tmp_path, one)) as outputs:
+        assert outputs["logits"].shape == (4, 4) and outputs["masks"].shape == (4, 4, 8, 8)
+        assert outputs["text"].shape[:2] == (2, 32) and outputs["features_0"].shape[0] == 2
+
+
+def test_bad_input_is_refused_before_anything_is_measured(checkpoint, tmp_path):
+    for cases, options, words in (
+        ([], {}, "no cases"),
+        ([case(checkpoint)], {"rounds": 0}, "rounds"),
+        ([case(checkpoint)], {"timeout": 0}, "timeout"),
+        ([case(checkpoint, "nonsense")], {}, "nonsense"),
+        ([case("no/such/checkpoint")], {}, "no/such/checkpoint"),
+        ([case(checkpoint, images=("no-such-image.png",))], {}, "no-such-image.png"),
+        ([case(checkpoint, prompts=("word " * 40,))], {}, "32"),
+    ):
+        with pytest.raises(UserError) as caught:
+            short(cases, tmp_path, **options)
+        assert words in str(caught.value)
+    assert results.load(tmp_path).empty
+
+
+def test_changed_weights_are_refused(tmp_path):
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    short([case(checkpoint)], tmp_path / "run")
+    (tmp_path / "checkpoint" / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(UserError, match="SHA-256 has changed"):
+        short([case(checkpoint, "tests.fakes:Other")], tmp_path / "run")
+
+
+def test_interrupting_ends_the_worker_and_lets_go_of_the_run(checkpoint, tmp_path):
+    run = drive(checkpoint, tmp_path, "tests.fakes:Hangs")
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "logs").exists() or not list((tmp_path / "logs").glob("*-r0.log")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    run.send_signal(signal.SIGINT)
+    assert run.wait(10) != 0
+    assert "KeyboardInterrupt" in run.stderr.read()
+    assert not workers_of(tmp_path)
+    with records.locked(tmp_path):
+        pass
+
+
+def test_children_of_a_child_do_not_outlive_it(tmp_path):
+    # `python -m this` would do nothing; `timeit` runs the given statement.
+    note = tmp_path / "pid"
+    code = f"import subprocess; p = subprocess.Popen(['sleep', '100']); open({str(note)!r}, 'w').write(str(p.pid))"
+    assert process.run("timeit", ["-n1", "-r1", code], tmp_path / "log", 30, 1, offline=True).status == "done"
+    pid = int(note.read_text())
+    deadline = time.monotonic() + 5
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_estimate_of_time_left_follows_each_case():
+    slow, quick = Case(), Case(backend="pytorch")
+    steps = [(each, round_) for round_ in range(3) for each in (slow, quick)]
+    progress = Progress(steps, shown=False)
+    assert progress.estimate() == "no estimate yet"
+    progress.end(slow, 0, 30.0)
+    progress.end(quick, 0, 2.0)
+    assert progress.estimate() == "about 64 s left"
+    resumed = Progress(steps, shown=False, past={slow.id: [10.0, 20.0], quick.id: []})
+    assert resumed.estimate() == "about 90 s left"
+
+
+def test_progress_tells_plainly_where_there_is_no_terminal(checkpoint, tmp_path, capsys):
+    short([case(checkpoint), case(checkpoint, "tests.fakes:Raises")], tmp_path, progress=True)
+    told = capsys.readouterr().err
+    assert "[1/2]" in told and "[3/3]" in told and "left" in told and "no text today" in told and "r0.log" in told
+    short([case(checkpoint)], tmp_path, progress=True)
+    assert "1 of 1 case-rounds are there already" in capsys.readouterr().err
+
+
+def test_marks_name_what_was_measured(checkpoint, tmp_path):
+    short([case(checkpoint)], tmp_path)
+    mark = json.loads(next((tmp_path / "results").glob("*-r0.json")).read_text())
+    assert Case.from_json(mark["definition"]).id == mark["case"]
+    assert len(mark["checkpoint_sha256"]) == 64 and len(mark["sha256"]) == 64 and mark["rows"] > 20
+    assert (tmp_path / "results" / f"environment-{mark['environment']}.json").exists()
