@@ -13,6 +13,7 @@ COMMANDS = {
     "study": ("sam3lab.study.cli", "add_study_arguments", "study", "run every notebook and write the report"),
     "measure": ("sam3lab.bench.cli", "add_measure_arguments", "measure", "measure a list of cases"),
     "export": ("sam3lab.export.cli", "add_arguments", "run", "write a checkpoint's ONNX graphs"),
+    "train": ("sam3lab.train.cli", "add_arguments", "run", "train sam3-nano on rendered scenes"),
     "figures": ("sam3lab.study.cli", "add_figures_arguments", "figures", "render all figures from stored results"),
 }
 

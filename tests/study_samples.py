@@ -8,7 +8,14 @@ import pandas as pd
 from sam3lab.bench.case import Case
 from sam3lab.study import run
 
-SPEED = {"transformers": 1.0, "pytorch": 0.8, "pytorch-compiled": 0.6, "onnxruntime": 0.55, "openvino": 0.5, "sleep": 1.0}
+SPEED = {
+    "transformers": 1.0,
+    "pytorch": 0.8,
+    "pytorch-compiled": 0.6,
+    "onnxruntime": 0.55,
+    "openvino": 0.5,
+    "sleep": 1.0,
+}
 PARTS = {"image": 12.0, "text": 1.6, "detect": 6.0}
 PHRASES = (("cat",), ("black cat on sofa",), ("cat, dog, table",), ("cat", "dog", "table"))
 OWN = 252
@@ -17,9 +24,10 @@ OWN = 252
 def cases(device="cpu", backends=tuple(name for name in SPEED if name != "sleep")):
     """Every case that the notebooks ask for by default."""
     common = {"images": ("chelsea",), "device": device}
-    made = [Case(backend=name, resolution=side, **common) for name in backends for side in (OWN, 126, 378)]
-    made += [Case(backend=name, prompts=texts, **common) for name in backends for texts in PHRASES]
-    return list(dict.fromkeys([*made, Case(replica=1, **common)]))
+    made = [Case(backend=name, **common) for name in backends] + [Case(replica=1, **common)]
+    common["mode"] = "model"  # only the base case is measured end to end
+    made += [Case(backend=name, resolution=side, **common) for name in backends for side in (126, 378)]
+    return made + [Case(backend=name, prompts=texts, **common) for name in backends for texts in PHRASES[1:]]
 
 
 def frame(cases, rounds=3, samples=12, failed=()):
@@ -33,17 +41,28 @@ def frame(cases, rounds=3, samples=12, failed=()):
             "detect": PARTS["detect"] * size * prompts,
         }
         wholes = {"pipeline": sum(parts.values()), "pipeline_cached": parts["image"] + parts["detect"]}
+        wholes |= {"end_to_end": wholes["pipeline"] + 15} if case.mode == "speed" else {}
         rng = np.random.default_rng(int(case.id, 16))
         for number in range(rounds):
             drift = rng.normal(1, 0.01)
             rows = [
-                (stage, "steady", "wall", "ms", value * SPEED.get(case.backend, 1) * drift * rng.normal(1, 0.01, samples))
+                (
+                    stage,
+                    "steady",
+                    "wall",
+                    "ms",
+                    value * SPEED.get(case.backend, 1) * drift * rng.normal(1, 0.01, samples),
+                )
                 for stage, value in (parts | wholes).items()
             ]
             rows.append(("process", "load", "startup", "s", [2.0 * drift]))
             rows += [
                 ("process", "memory", metric, "MB", [value * SPEED.get(case.backend, 1)])
-                for metric, value in (("rss", 400.0), ("rss_peak", 450.0 + case.resolution), ("rss_peak_startup", 500.0))
+                for metric, value in (
+                    ("rss", 400.0),
+                    ("rss_peak", 450.0 + case.resolution),
+                    ("rss_peak_startup", 500.0),
+                )
                 + ((("gpu", 300.0), ("gpu_peak", 300.0 + case.resolution)) if case.device == "cuda" else ())
             ]
             for stage, phase, metric, unit, values in rows:
@@ -62,10 +81,10 @@ def frame(cases, rounds=3, samples=12, failed=()):
     return rows
 
 
-def store(directory, cases, failed=(), **sizes):
+def store(directory, cases, failed=(), notebooks=None):
     """Write a directory that results.load and `sam3lab figures` read, as `sam3lab study --publish` does."""
     directory.mkdir(parents=True, exist_ok=True)
-    rows = frame(cases, failed=failed, **sizes)
+    rows = frame(cases, failed=failed)
     for name in ("prompts", "images"):
         rows[name] = rows[name].map(list)
     rows.drop(columns="parity").to_parquet(directory / "results.parquet", index=False)
@@ -102,7 +121,14 @@ def store(directory, cases, failed=(), **sizes):
     pd.DataFrame([columns | {"reason": "there is no NVIDIA driver"} | skipped.to_json()]).to_parquet(
         directory / "failures.parquet", index=False
     )
-    environment = {"cpu": "A processor", "threads": 2, "ram_gb": 8, "gpu": None, "python": "3.12.0", "version_torch": "2.0"}
+    environment = {
+        "cpu": "A processor",
+        "threads": 2,
+        "ram_gb": 8,
+        "gpu": None,
+        "python": "3.12.0",
+        "version_torch": "2.0",
+    }
     if cases[0].device == "cuda":
         environment["gpu"] = "A GPU"
     (directory / "environment.json").write_text(json.dumps(environment))
@@ -111,7 +137,7 @@ def store(directory, cases, failed=(), **sizes):
     matmul = {"ceiling": "matmul", "precision": "fp32", "unit": "GFLOP/s", "size": 1536, "samples": 9} | ends
     facts = {f"native.{cases[0].checkpoint}": OWN, f"flops.{cases[0].checkpoint}.{OWN}": 4e8}
     facts |= {f"ceilings.{device}": [matmul], "harness": {"value": 1e-3, "low": 8e-4, "high": 2e-3}}
-    for notebook in run.names():
+    for notebook in notebooks or run.names():
         known = run.defaults(notebook)
         facts[f"parameters.{notebook}"] = known | ({"device": device} if "device" in known else {})
     (directory / "facts.json").write_text(json.dumps(facts))

@@ -41,7 +41,8 @@ def test_absolute_figures_are_shown_but_not_judged_and_ratios_not_on_a_cpu():
 
 
 @pytest.mark.parametrize(
-    ("value", "verdict"), [(1.56, claims.CONFIRMED), (1.45, claims.CONFIRMED), (1.1, claims.REFUTED), (3.0, claims.REFUTED)]
+    ("value", "verdict"),
+    [(1.56, claims.CONFIRMED), (1.45, claims.CONFIRMED), (1.1, claims.REFUTED), (3.0, claims.REFUTED)],
 )
 def test_a_ratio_on_a_gpu_is_held_against_the_measured_interval(value, verdict):
     known = {"runtimes.speedup.onnxruntime": ratio(value)}
@@ -71,7 +72,12 @@ def test_a_description_that_costs_the_same_as_a_word_refutes_its_claim(verdict, 
 
 @pytest.mark.parametrize(
     ("verdict", "expected"),
-    [("faster", claims.CONFIRMED), ("same", claims.REFUTED), ("slower", claims.REFUTED), ("ambiguous", claims.UNTESTED)],
+    [
+        ("faster", claims.CONFIRMED),
+        ("same", claims.REFUTED),
+        ("slower", claims.REFUTED),
+        ("ambiguous", claims.UNTESTED),
+    ],
 )
 def test_caching_is_judged_by_what_it_saved(verdict, expected):
     key = "prompts.cached.transformers"

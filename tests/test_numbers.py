@@ -68,7 +68,9 @@ def test_what_is_no_measurement_may_stand(prose):
 
 def test_a_template_is_filled_with_what_was_recorded():
     known = {"a.b": numbers.number(Estimate(2.0, 1.9, 2.1), "ms"), "a.b.words": numbers.number("faster than")}
-    assert numbers.fill("{a.b.words} that: {a.b}, {a.b|value}", known) == "faster than that: 2.00 [1.90, 2.10] ms, 2.00 ms"
+    assert (
+        numbers.fill("{a.b.words} that: {a.b}, {a.b|value}", known) == "faster than that: 2.00 [1.90, 2.10] ms, 2.00 ms"
+    )
 
 
 def test_a_key_that_nobody_recorded_is_refused_and_the_nearest_one_is_named():
@@ -82,7 +84,10 @@ def test_a_notebooks_numbers_replace_its_own_and_no_others(tmp_path):
     numbers.merge(path, "two", {"c": numbers.number(3.0)})
     numbers.merge(path, "one", {"a": numbers.number(4.0)})
     known = numbers.load(path)
-    assert {key: (record["value"], record["notebook"]) for key, record in known.items()} == {"a": (4.0, "one"), "c": (3.0, "two")}
+    assert {key: (record["value"], record["notebook"]) for key, record in known.items()} == {
+        "a": (4.0, "one"),
+        "c": (3.0, "two"),
+    }
     with pytest.raises(UserError, match="two"):
         numbers.merge(path, "one", {"c": numbers.number(5.0)})
     assert json.loads(path.read_text()) == known

@@ -4,7 +4,7 @@ import os
 import pandas as pd
 import pytest
 
-from sam3lab.bench import records, results
+from sam3lab.bench import files, records, results
 from sam3lab.bench.case import FIELDS, Case
 from sam3lab.errors import UserError
 from tests.bench_run import REFERENCE, case, make_checkpoint, short
@@ -125,11 +125,11 @@ def test_one_measure_at_a_time(tmp_path):
 
 def test_a_killed_writer_leaves_the_old_file(tmp_path):
     path = tmp_path / "file"
-    records.write_atomically(path, b"old")
+    files.write_atomically(path, b"old")
     child = os.fork()
     if child == 0:
         os.fsync = lambda descriptor: os._exit(9)
-        records.write_atomically(path, b"new")
+        files.write_atomically(path, b"new")
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert path.read_bytes() == b"old"

@@ -55,18 +55,18 @@ def drive(checkpoint, run_dir, *backends):
 
 
 def test_killed_three_times_ends_like_an_unbroken_run(checkpoint, tmp_path):
-    names = (REFERENCE, "tests.fakes:Other", "tests.fakes:Wrong", "tests.fakes:Raises")
+    names = (REFERENCE, "tests.fakes:Wrong", "tests.fakes:Raises")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     unbroken = drive(checkpoint, whole, *names)
     assert unbroken.wait(60) == 0, unbroken.stderr.read()
     expected = set(case_rounds(whole))
-    assert len(expected) == 3 * 4 + 1  # with the A/A twin; the one that raises is tried once
+    assert len(expected) == 3 * 3 + 1  # with the A/A twin; the one that raises is tried once
 
     rng = random.Random(os.urandom(8))
     finished = {}
     for _ in range(3):
         run = drive(checkpoint, broken, *names)
-        wanted, deadline = len(finished) + rng.choice([1, 2, 3]), time.monotonic() + 30
+        wanted, deadline = len(finished) + rng.choice([1, 2]), time.monotonic() + 30
         while len(case_rounds(broken)) < min(wanted, len(expected) - 1) and time.monotonic() < deadline:
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.4))
@@ -133,7 +133,7 @@ def test_a_damaged_or_lost_file_is_made_anew(checkpoint, tmp_path):
 )
 def test_what_goes_wrong_is_recorded_once_and_the_run_goes_on(checkpoint, tmp_path, backend, status, reason, logged):
     cases = [case(checkpoint, f"tests.fakes:{backend}"), case(checkpoint)]
-    rows = short(cases, tmp_path, rounds=2, timeout=3)
+    rows = short(cases, tmp_path, rounds=2, timeout=3 if status == "timeout" else 60)
     found = results.failures(tmp_path)
     assert list(found["case"]) == [cases[0].id]
     assert found["status"].item() == status and found["reason"].item() == reason
@@ -190,8 +190,9 @@ def test_a_worker_imports_no_runtime_but_its_own_and_has_its_threads(checkpoint,
 
 
 def test_speed_ends_with_end_to_end_on_every_pair(checkpoint, tmp_path):
-    one = case(checkpoint, mode="speed", batch=2, prompts=("cat", "dog"), images=("astronaut", "coffee"))
-    rows = short([one, case(checkpoint, mode="speed", replica=1)], tmp_path)
+    images = ("astronaut", "coffee")
+    one = case(checkpoint, mode="speed", batch=2, prompts=("cat", "dog"), images=images, replica=1)
+    rows = short([one], tmp_path)
     steady = rows[(rows["case"] == one.id) & (rows["phase"] == "steady")]
     assert list(steady["stage"].unique())[-1] == "end_to_end" and (steady.groupby("stage").size() >= 3).all()
     import numpy as np
@@ -266,7 +267,9 @@ def test_estimate_of_time_left_follows_each_case():
 def test_progress_tells_plainly_where_there_is_no_terminal(checkpoint, tmp_path, capsys):
     short([case(checkpoint), case(checkpoint, "tests.fakes:Raises")], tmp_path, progress=True)
     told = capsys.readouterr().err
-    assert "[1/2]" in told and "[3/3]" in told and "left" in told and "no text today" in told and "r0.log" in told
+    assert (
+        "[3/3]" in told and "s left" in told and "measured in" in told and "no text today" in told and "r0.log" in told
+    )
     short([case(checkpoint)], tmp_path, progress=True)
     assert "1 of 1 case-rounds are there already" in capsys.readouterr().err
 

@@ -101,6 +101,14 @@ def test_verdict(low, high, said):
     assert statistics.verdict(Estimate((low + high) / 2, low, high)) == said
 
 
+def test_a_single_round_is_never_faster_or_slower():
+    one, other = samples(1, centre=5.0), samples(1, centre=10.0)
+    assert statistics.verdict(statistics.ratio_ci(one, other)) == "ambiguous"
+    assert statistics.verdict(statistics.ratio_ci(samples(5, centre=5.0), samples(5, centre=10.0))) == "faster"
+    table = statistics.aa_check(pd.concat([results(Case(), one), results(Case(replica=1), other)]))
+    assert table["verdict"].tolist() == ["ambiguous"]
+
+
 def test_summary_counts_and_keeps_the_worst_parity():
     case, other = Case(), Case(backend="pytorch", resolution=504)
     rows = pd.concat(

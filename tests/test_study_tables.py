@@ -29,7 +29,11 @@ def test_ratios_are_against_native_pytorch_in_the_same_group(samples):
 
 
 def test_a_case_without_parity_is_in_no_comparison_but_stands_in_the_table(samples):
-    for frame in (tables.ratios(samples), tables.estimates(samples), tables.estimates(tables.with_peaks(samples, "cpu"), **tables.PEAK)):
+    for frame in (
+        tables.ratios(samples),
+        tables.estimates(samples),
+        tables.estimates(tables.with_peaks(samples, "cpu"), **tables.PEAK),
+    ):
         assert "openvino" not in set(frame["backend"])
     table = tables.build(samples, {"Pipeline, ms": tables.column(tables.estimates(samples))}).set_index("Runtime")
     assert table.loc["OpenVINO", "Parity"] == "FAILED"
@@ -39,7 +43,9 @@ def test_a_case_without_parity_is_in_no_comparison_but_stands_in_the_table(sampl
 
 
 def test_growth_is_against_the_same_runtime(samples):
-    growth = tables.ratios(samples, by=["backend", "resolution"], to={"resolution": 126}).set_index(["backend", "resolution"])
+    growth = tables.ratios(samples, by=["backend", "resolution"], to={"resolution": 126}).set_index(
+        ["backend", "resolution"]
+    )
     assert growth.loc[("pytorch", 378), "value"] == pytest.approx(growth.loc[("transformers", 378), "value"], rel=0.05)
     assert growth.loc[("pytorch", 378), "verdict"] == "slower"
 
@@ -70,7 +76,9 @@ def test_figures_show_ratios_on_a_cpu_and_milliseconds_on_a_gpu(samples):
     parts = tables.times(samples, "cpu", ("image", "text", "detect"))
     assert parts[parts["backend"] == "transformers"]["value"].sum() == pytest.approx(1, abs=0.03)
     on_gpu = study_samples.frame(study_samples.cases("cuda", ("transformers",)))
-    assert tables.times(on_gpu, "cuda", by=["resolution"]).set_index("resolution").loc[252, "value"] == pytest.approx(19.6, rel=0.03)
+    assert tables.times(on_gpu, "cuda", by=["resolution"]).set_index("resolution").loc[252, "value"] == pytest.approx(
+        19.6, rel=0.03
+    )
 
 
 def test_rates_and_shares_turn_their_intervals_around():
@@ -82,7 +90,11 @@ def test_rates_and_shares_turn_their_intervals_around():
 
 @pytest.mark.parametrize(
     ("first", "last", "said"),
-    [((1, 0.9, 1.1), (1.3, 1.2, 1.4), "grows"), ((1, 0.9, 1.1), (0.7, 0.6, 0.8), "shrinks"), ((1, 0.9, 1.1), (1.05, 1, 1.1), "stays")],
+    [
+        ((1, 0.9, 1.1), (1.3, 1.2, 1.4), "grows"),
+        ((1, 0.9, 1.1), (0.7, 0.6, 0.8), "shrinks"),
+        ((1, 0.9, 1.1), (1.05, 1, 1.1), "stays"),
+    ],
 )
 def test_a_trend_is_told_only_where_the_intervals_part(first, last, said):
     assert tables.trend(Estimate(*first), Estimate(*last)).startswith(said)
@@ -101,5 +113,3 @@ def test_a_table_is_escaped_aligned_and_read_back_as_numbers():
 def test_an_empty_table_is_a_table():
     frame = pd.DataFrame(columns=["Case", "Why"])
     assert "<tbody>" in tables.to_html(frame, "x") and tables.to_csv(frame) == "Case,Why\n"
-
-

@@ -7,7 +7,7 @@ import pytest
 
 from sam3lab import backends
 from sam3lab.bench.statistics import Estimate
-from sam3lab.study import figures, style
+from sam3lab.study import figures, panels, style
 
 RUNTIMES = list(style.RUNTIMES)
 SIDES = [126, 252, 378]
@@ -23,7 +23,9 @@ def draw(name, absolute=False):
     each, sized = frame(["backend"], [(name,) for name in RUNTIMES], 0.2), list(itertools.product(RUNTIMES, SIDES))
     stages = frame(["backend", "stage"], itertools.product(RUNTIMES, style.STAGES), 0.1)
     if name == "machine":
-        return figures.machine(Estimate(0.1, 0.05, 0.4), each.assign(**{end: each[end] * 100 for end in ("value", "low", "high")}))
+        return figures.machine(
+            Estimate(0.1, 0.05, 0.4), each.assign(**{end: each[end] * 100 for end in ("value", "low", "high")})
+        )
     if name == "runtimes":
         return figures.runtimes(each, stages, absolute)
     if name == "resolution":
@@ -50,17 +52,21 @@ def test_a_figure_drawn_again_has_the_same_bytes(name, tmp_path):
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_is_a_column_wide_and_its_text_is_legible_and_inside(name, absolute):
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
 
     figure = draw(name, absolute)
     assert figure.get_figwidth() == pytest.approx(85 / 25.4)
-    figure.canvas.draw()
-    width, height = figure.canvas.get_width_height()
-    for text in figure.findobj(Text):
-        if text.get_text().strip() and text.get_visible():
-            assert text.get_fontsize() >= 8, text.get_text()
-            box = text.get_window_extent()
-            assert box.x0 >= -1 and box.x1 <= width + 1 and box.y0 >= -1 and box.y1 <= height + 1, text.get_text()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    width, height = canvas.get_width_height()
+    whole = figure.get_tightbbox(canvas.get_renderer())  # of all that is drawn, titles apart, in inches
+    boxes = [whole.transformed(figure.dpi_scale_trans)]
+    boxes += [text.get_window_extent() for axis in figure.findobj(Axes) for text in axis.texts]
+    for box in boxes:
+        assert box.x0 >= -1 and box.x1 <= width + 1 and box.y0 >= -1 and box.y1 <= height + 1
+    assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text().strip()) >= 8
 
 
 def test_every_runtime_has_a_colour_and_a_marker_of_its_own():
@@ -85,7 +91,7 @@ def test_runtimes_keep_their_order_and_unknown_ones_come_last():
 @pytest.mark.parametrize("values", [[1.0, 1.01, 1.02, 5.0], [3.0, 2.0, 1.0], [1.0] * 5, [0.0, 0.1, 0.15, 0.9]])
 def test_labels_at_line_ends_do_not_overlap_and_keep_their_order(values):
     heights = [0.2 + 0.1 * (index % 2) for index in range(len(values))]
-    places = figures.spread(values, heights)
+    places = panels.spread(values, heights)
     order = sorted(range(len(values)), key=places.__getitem__)
     assert [values[index] for index in order] == sorted(values)
     for below, above in itertools.pairwise(order):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sam3lab.bench.case import Case
-from sam3lab.bench.records import write_atomically
+from sam3lab.bench.files import write_atomically
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from sam3lab.bench import records
+from sam3lab.bench import files, records
 from sam3lab.bench.case import Case
 from sam3lab.bench.matching import agreement
 
@@ -106,11 +106,11 @@ def judge(run_dir: Path, case: Case, reference: Case) -> dict[str, Any]:
     path = run_dir / "parity" / f"{case.id}.json"
     verdict = records.read_mark(path)
     if verdict is None or verdict["reference"] != reference.id:
-        files = records.outputs_path(run_dir, reference), records.outputs_path(run_dir, case)
+        outputs = records.outputs_path(run_dir, reference), records.outputs_path(run_dir, case)
         about = {"case": case.id, "label": case.label, "reference": reference.id}
         about |= {"backend": case.backend, "precision": case.precision}
-        verdict = about | compare(*files, case.precision)
-        records.write_json(path, verdict)
+        verdict = about | compare(*outputs, case.precision)
+        files.write_json(path, verdict)
     return verdict
 
 

@@ -37,6 +37,8 @@ class Progress:
     def __exit__(self, *error) -> None:
         if self._live:
             self._live.stop()
+        if self._total and not self._left:
+            self.say(f"measured in {_spell(time.monotonic() - self._began)}")
 
     def add(self, steps: list[tuple[Case, int]]) -> None:
         """More to do than was known at first."""
@@ -71,10 +73,8 @@ class Progress:
             self.say(f"[{done}/{self._total}] {case.label}, round {round_}: {seconds:.1f} s; {self.estimate()}")
 
     def estimate(self) -> str:
-        """ "about 3 min left", from what the same case took before, or any case where it has not run."""
+        """How long the rest will take, in words: a case as long as before, one that has not run as long as the others."""
         known = [value for values in self._seconds.values() for value in values]
-        if not self._left:
-            return f"done in {_spell(time.monotonic() - self._began)}"
         if not known:
             return "no estimate yet"
         usual = sum(known) / len(known)

@@ -24,29 +24,10 @@ from typing import Any
 
 from sam3lab.bench import environment
 from sam3lab.bench.case import Case
+from sam3lab.bench.files import write_atomically, write_json
 from sam3lab.errors import UserError
 
 Mark = dict[str, Any]
-
-
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """All of the data at `path`, on disk, or what was there before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_atomically(path, json.dumps(value, indent=1).encode())
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from sam3lab.bench import parity, records
+from sam3lab.bench import files, parity, records
 from sam3lab.bench.case import FIELDS, Case
 from sam3lab.errors import UserError
 
@@ -90,8 +90,8 @@ def consolidate(run_dir: Path, out_dir: Path) -> None:
     tables = {_ROWS: rows, _PARITY: parity_rows(run_dir), _FAILURES: failures(run_dir)}
     for name, table in tables.items():
         data = _with(list, table).to_parquet(None, index=False, compression="zstd")
-        records.write_atomically(Path(out_dir) / name, data)
-    records.write_json(Path(out_dir) / _ENVIRONMENT, facts)
+        files.write_atomically(Path(out_dir) / name, data)
+    files.write_json(Path(out_dir) / _ENVIRONMENT, facts)
 
 
 def _directory(run_dir: Path) -> Path:

@@ -32,11 +32,12 @@ def measure(
     retry_failed: bool = False,
     reference: str = plan.REFERENCE,
 ) -> "pd.DataFrame":
-    """Measure what of the cases is not yet measured in `run_dir`; the rows of all of them, in their order (see results.load).
+    """Measure what of the cases is not yet measured in `run_dir`; the rows of all of them in their order, see results.load.
 
     Each stage of each case gets at least `min_samples` samples and `min_seconds` seconds over its `rounds` together.
     Every round has an order of its own, seeded. `timeout`: seconds for one case-round. The fp32 case of the backend
-    `reference` is added where it is not among the cases, and an A/A twin of the first case that runs where there is none. What cannot run here is recorded as skipped; a worker that crashes or hangs is recorded as failed, its case's
+    `reference` is added where it is not among the cases, and an A/A twin of the first case that runs where there is
+    none. What cannot run here is recorded as skipped; a worker that crashes or hangs is recorded as failed, its case's
     later rounds are left out, and the run goes on (see results.failures). `retry_failed` tries recorded failures again.
 
     A run that was interrupted, by Ctrl-C or kill -9, is resumed by the same call: finished case-rounds are kept, and the
@@ -92,9 +93,9 @@ class _Run:
                 if round_ == 0:
                     self._step(case, round_, progress)
             twin = None if any(case.replica for case in cases) else self._twin(able)
-            if twin is not None:
-                cases, able = [*cases, twin], [*able, twin]
-                self._prepare(twin, rounds, talk)
+            cases = [*cases, twin] if twin else cases
+            if twin and self._prepare(twin, rounds, progress):
+                able.append(twin)
                 added = self._undone(plan.steps([twin], rounds, seed))
                 progress.add(added)
                 if (twin, 0) in added:

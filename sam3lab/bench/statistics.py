@@ -29,11 +29,12 @@ AGREEING = ("passed", "reference")
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with the bounds of its interval."""
+    """A value with the bounds of its interval; rounds: the fewest that any of its samples came in, None if unknown."""
 
     value: float
     low: float
     high: float
+    rounds: int | None = None
 
     def __str__(self) -> str:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
@@ -74,10 +75,13 @@ def verdict(ratio: Estimate, tolerance: float = TOLERANCE) -> str:
     same        the whole interval lies within 1 ± tolerance: whatever the difference is, it does not matter
     faster      otherwise, the whole interval lies under 1
     slower      otherwise, the whole interval lies over 1
-    ambiguous   otherwise: the interval holds 1 and more than the tolerance; the data cannot tell, more rounds might
+    ambiguous   otherwise: the interval holds 1 and more than the tolerance; the data cannot tell, more rounds might.
+                Always of a single round, since its interval leaves out how rounds differ
 
     As in nvbench's comparison, what is neither faster nor slower is the same only if the data are good enough to say so.
     """
+    if ratio.rounds == 1:
+        return "ambiguous"
     if 1 - tolerance <= ratio.low and ratio.high <= 1 + tolerance:
         return "same"
     if ratio.high < 1:
@@ -197,4 +201,4 @@ def _estimate(value: float, drawn: np.ndarray, rounds: int, level: float) -> Est
         widening = stdtrit(rounds - 1, upper) / ndtri(upper)
         floor = 0.0 if drawn.min() >= 0 else -math.inf  # times, sizes and ratios are never negative
         low, high = max(floor, value + (low - value) * widening), value + (high - value) * widening
-    return Estimate(value, float(low), float(high))
+    return Estimate(value, float(low), float(high), rounds)

@@ -29,7 +29,7 @@ def medians(rows: pd.DataFrame) -> Table:
             ratio, said = "", ""
             if base is not None and case["case"].iloc[0] != first["case"].iloc[0]:
                 estimate = statistics.ratio_ci(samples, base)
-                ratio, said = _spelled(estimate), statistics.verdict(estimate)
+                ratio, said = _spelled(estimate), "" if unit == "MB" else statistics.verdict(estimate)
             interval = f"{median.low:.4g} – {median.high:.4g}"
             table.add_row(heading, name, f"{median.value:.4g}", interval, unit, ratio, _styled(said), _styled(parity))
             heading = ""

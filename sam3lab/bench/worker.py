@@ -74,6 +74,7 @@ class _Worker:
         events = CudaEvents(getattr(self.backend, "stream", 0)) if self._case.device == "cuda" else None
         self._clock = Clock(self.backend.synchronize, events)
         self.stages = Stages(self.backend, inputs)
+        _tell("first calls")
         begin = now()
         self.stages.features = self._first("image", self.stages.image)
         self.stages.embedded = self._first("text", self.stages.text)
@@ -98,17 +99,17 @@ class _Worker:
 
     def end_to_end(self, checkpoint: Path, samples: int, seconds: float) -> None:
         call = end_to_end(self.backend, self.inputs, checkpoint, list(self._case.prompts))
+        _tell("first end_to_end")
         self._first("end_to_end", call)
         self._steady("end_to_end", call, samples, seconds)
 
     def _first(self, stage: str, call: Callable[[], Any]) -> Any:
-        print(f"{stage}: first", file=sys.stderr, flush=True)
         result, wall, event = self._clock.time(call)
         self._series(stage, "first", [wall], [] if event is None else [event])
         return result
 
     def _steady(self, stage: str, call: Callable[[], Any], samples: int, seconds: float) -> None:
-        print(f"{stage}: steady", file=sys.stderr, flush=True)
+        _tell(stage)
         for phase, taken in (
             ("warmup", warm_up(self._clock, call)),
             ("steady", steady(self._clock, call, samples, seconds)),
@@ -127,6 +128,11 @@ class _Worker:
     def _add(self, stage: str, phase: str, metric: str, unit: str, values: list[float]) -> None:
         entry = {"stage": stage, "phase": phase, "metric": metric, "unit": unit, "values": values}
         self.measurements.append(entry)
+
+
+def _tell(what: str) -> None:
+    """To the log, so that it shows where a worker was when it crashed or hung; never inside a timed region."""
+    print(what, file=sys.stderr, flush=True)
 
 
 def _torch_facts() -> dict[str, Any]:

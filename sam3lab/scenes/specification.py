@@ -90,7 +90,7 @@ def draw(seed: int) -> tuple[Scene, np.random.Generator]:
 
 
 def _attributes(rng: np.random.Generator, count: int, compositional: bool) -> np.ndarray:
-    """Attributes [count,4]. Training draws until no combination is held out; a compositional scene has one at least."""
+    """Attributes [count,4]: no combination held out, or in a compositional scene the foremost object's at least."""
     limits = (len(SHAPES), len(COLOURS), len(TEXTURES))
     found = rng.integers(limits, size=(count, 3))
     # a scene repeats itself now and then: several objects then answer to one prompt
@@ -100,8 +100,8 @@ def _attributes(rng: np.random.Generator, count: int, compositional: bool) -> np
         found[i, kept] = found[source, kept]
     while True:
         out = held_out(*found.T)
-        if compositional and not out.any():
-            found[int(rng.integers(count))] = rng.integers(limits)
+        if compositional and not out[-1]:
+            found[-1] = rng.integers(limits)
         elif not compositional and out.any():
             found[out] = rng.integers(limits, size=(int(out.sum()), 3))
         else:

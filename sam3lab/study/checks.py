@@ -45,7 +45,13 @@ def ceilings(rows: list[dict]):
     import pandas as pd
 
     table = [
-        (row["ceiling"], row["precision"], Estimate(row["value"], row["low"], row["high"]), row["unit"], f"{row['size']:,}")
+        (
+            row["ceiling"],
+            row["precision"],
+            Estimate(row["value"], row["low"], row["high"]),
+            row["unit"],
+            f"{row['size']:,}",
+        )
         for row in rows
     ]
     return pd.DataFrame(table, columns=["Ceiling", "Type", "Rate", "Unit", "Bytes copied, or side n"])
@@ -79,7 +85,9 @@ def parity(rows, samples):
                 "Relative error": math.nan if worst is None else float(worst["relative_error"]),
                 "in": "–" if worst is None else worst["output"],
                 "Least cosine": f"{outputs['cosine'].min():.6f}",
-                "Detections matched": " ".join(f"{row.matched:.0f} of {row.expected:.0f}" for row in found.itertuples()),
+                "Detections matched": " ".join(
+                    f"{row.matched:.0f} of {row.expected:.0f}" for row in found.itertuples()
+                ),
                 "Verdict": "passed" if group["passed"].all() else "FAILED",
             }
         )

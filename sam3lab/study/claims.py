@@ -70,7 +70,9 @@ def key(claim: Claim, native: int) -> str:
     side = round(native * float(claim.condition) / 1024 / 14) * 14 if claim.condition.isdigit() else 0
     own = side == round(native / 14) * 14
     if claim.metric in ("latency", "speedup"):
-        return f"runtimes.{claim.metric}.{claim.backend}" if own else f"resolution.{claim.metric}.{claim.backend}.{side}"
+        return (
+            f"runtimes.{claim.metric}.{claim.backend}" if own else f"resolution.{claim.metric}.{claim.backend}.{side}"
+        )
     return {
         "memory": f"memory.peak.{claim.backend}" if own else "",
         "throughput": f"runtimes.throughput.{claim.backend}",
@@ -123,7 +125,11 @@ def judge(claim: Claim, known: dict[str, dict], setting: Setting) -> tuple[str, 
         return here, UNTESTED, f"{setting.checkpoint} has not the published architecture"
     low, high = measured["low"] * (1 - TOLERANCE), measured["high"] * (1 + TOLERANCE)
     held = low <= claim.value <= high
-    return here, CONFIRMED if held else REFUTED, f"measured on {setting.machine}, the same checkpoint under both runtimes"
+    return (
+        here,
+        CONFIRMED if held else REFUTED,
+        f"measured on {setting.machine}, the same checkpoint under both runtimes",
+    )
 
 
 def _absent(claim: Claim, setting: Setting) -> str:
@@ -154,7 +160,11 @@ def _description(known):
     if words == numbers.WORDS["same"]:
         why = "a description takes as long as one word: the text encoder pads both to the same number of tokens"
         return f"{here} of one word's time", REFUTED, why
-    return here and f"{here} of one word's time", UNTESTED, "the two could not be told apart well enough, or differ otherwise"
+    return (
+        here and f"{here} of one word's time",
+        UNTESTED,
+        "the two could not be told apart well enough, or differ otherwise",
+    )
 
 
 def _objects(known):

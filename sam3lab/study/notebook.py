@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from sam3lab import paths
-from sam3lab.bench.records import write_atomically, write_json
+from sam3lab.bench.files import write_atomically, write_json
 from sam3lab.errors import UserError
 from sam3lab.study import claims, numbers, style, tables
 from sam3lab.study.parameters import OURS, PARAMETERS, check_injected, converted
@@ -81,14 +81,18 @@ class Study:
     # Measuring.
 
     def case(self, **changes):
-        """The Case that the parameters describe, at the checkpoint's own resolution, with `changes` to its fields."""
+        """The Case that the parameters describe, with `changes` to its fields.
+
+        Unchanged it is the study's base case, which several notebooks share; it alone is measured end to end.
+        """
         from sam3lab.bench.case import Case
 
         given = self.parameters
-        fields = {name: given[name] for name in ("checkpoint", "device", "precision") if name in given}
-        fields["resolution"] = changes.pop("resolution", None) or given.get("resolution") or self.native
-        fields["prompts"], fields["images"] = (given["prompt"],), (given["image"],)
-        return Case(**fields | changes)
+        base = {name: given[name] for name in ("checkpoint", "device", "precision") if name in given}
+        base |= {"resolution": given.get("resolution") or self.native, "prompts": (given["prompt"],)}
+        fields = base | {"images": (given["image"],)} | changes
+        own = all(fields[name] == base[name] for name in ("resolution", "prompts"))
+        return Case(**{"mode": "speed" if own else "model"} | fields)
 
     def measure(self, cases, **how):
         """The samples of `cases` as a tidy frame (see sam3lab.bench.results.load), measured now or read from storage.
@@ -104,7 +108,9 @@ class Study:
         samples = self.samples()
         kept = samples[samples["case"].isin([case.id for case in cases])]
         if kept.empty:
-            raise UserError(f"{self.source} holds no samples of {self.notebook}'s cases: see its failures and parameters")
+            raise UserError(
+                f"{self.source} holds no samples of {self.notebook}'s cases: see its failures and parameters"
+            )
         return kept
 
     def samples(self):
@@ -149,7 +155,9 @@ class Study:
         from IPython.display import Markdown, display
 
         known = self.numbers
-        made = [numbers.KEY.sub(lambda key, item=item: key[0].replace("*", item), line) for line in lines for item in each]
+        made = [
+            numbers.KEY.sub(lambda key, item=item: key[0].replace("*", item), line) for line in lines for item in each
+        ]
         kept = [numbers.fill(line, known) for line in made if numbers.keys(line) <= known.keys()]
         display(Markdown("\n".join(kept or ["*Nothing can be said here: the numbers were not measured in this run.*"])))
 

@@ -10,7 +10,7 @@ import math
 import re
 from pathlib import Path
 
-from sam3lab.bench.records import write_atomically
+from sam3lab.bench.files import write_atomically
 from sam3lab.errors import UserError
 
 KEY = re.compile(r"\{([A-Za-z0-9_.:\-*]+)(?:\|(value|text))?\}")
@@ -28,8 +28,12 @@ WORDS = {
 }
 
 _NUMBER = r"(?<![\w.])(?:\d+(?:[.,]\d+)*|half|(?:one|two|three|four|five|six|seven|eight|nine|ten))"
-_UNIT = r"(?:[mµn]?s|seconds?|minutes?|hours?|[kKMGT]i?B(?:/s)?|%|per ?cent|×|x|times|-?fold|images/s|[GT]FLOP/s|GHz|Hz)"
-_MEASUREMENT = re.compile(rf"{_NUMBER}\s*{_UNIT}(?!\w)|(?<![\w.])\d+\.\d+(?![\w.])|(?<!\w)(?:twice|double|triple) (?:as|the)(?!\w)")
+_UNIT = (
+    r"(?:[mµn]?s|seconds?|minutes?|hours?|[kKMGT]i?B(?:/s)?|%|per ?cent|×|x|times|-?fold|images/s|[GT]FLOP/s|GHz|Hz)"
+)
+_MEASUREMENT = re.compile(
+    rf"{_NUMBER}\s*{_UNIT}(?!\w)|(?<![\w.])\d+\.\d+(?![\w.])|(?<!\w)(?:twice|double|triple) (?:as|the)(?!\w)"
+)
 # What may stand as it is: a section of a text, a stated level of confidence, and a half as a scale of the resolution.
 _ALLOWED = re.compile(r"[Ss]ections? \d+(?:\.\d+)*(?: (?:and|to) \d+(?:\.\d+)*)?|95 ?% (?:confidence )?intervals?")
 
@@ -60,7 +64,7 @@ def _places(value: float, significant: int) -> int:
 
 
 def interval(value: float, low: float | None = None, high: float | None = None, unit: str = "") -> str:
-    """"12.3 [12.1, 12.6] ms": an estimate with its 95% interval, where it has one, all in one unit and precision."""
+    """ "12.3 [12.1, 12.6] ms": an estimate with its 95% interval, where it has one, all in one unit and precision."""
     if unit in LARGER and math.isfinite(value):
         factor, larger = LARGER[unit]
         if abs(value) >= factor:

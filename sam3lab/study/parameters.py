@@ -66,7 +66,9 @@ def converted(name: str, value):
         raise refusal
     for size in result if name == "resolutions" else [result] if name == "resolution" and result else []:
         if size <= 0 or size % PATCH:
-            raise UserError(f"{name} = {value!r} cannot be used: {size} is not a multiple of {PATCH}, the side of a patch")
+            raise UserError(
+                f"{name} = {value!r} cannot be used: {size} is not a multiple of {PATCH}, the side of a patch"
+            )
     return result
 
 

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sam3lab.bench.records import write_atomically
+from sam3lab.bench.files import write_atomically
 
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 LAST = "90_report"  # the notebook whose cells tagged "opening" begin the report, and whose others end it

@@ -1,5 +1,6 @@
 """Run the notebooks through papermill: in order, with progress, resumable, and with an honest exit status."""
 
+import ast
 import hashlib
 import json
 import shutil
@@ -9,10 +10,10 @@ import time
 from pathlib import Path
 
 from sam3lab import paths
-from sam3lab.bench.records import write_json
+from sam3lab.bench.files import write_json
 from sam3lab.errors import UserError
+from sam3lab.study import numbers, readme
 from sam3lab.study.parameters import OURS, PARAMETERS, check_name, converted
-
 
 
 def names() -> list[str]:
@@ -22,8 +23,6 @@ def names() -> list[str]:
 
 def defaults(notebook: str) -> dict:
     """{name: default} of a notebook's `parameters` cell, but for those that a study sets itself."""
-    import ast
-
     import papermill
 
     known = papermill.inspect_notebook(paths.NOTEBOOKS / f"{notebook}.ipynb")
@@ -41,7 +40,7 @@ def options(pairs, **named) -> dict:
     for name in given:
         check_name(name, [known for known in PARAMETERS if known not in OURS], "the study")
     values = {name: converted(name, value) for name, value in given.items()}
-    if Path(values.get("checkpoint", "")).is_dir() and values.get("checkpoint"):
+    if "checkpoint" in values and Path(values["checkpoint"]).is_dir():  # the notebooks run in another directory
         values["checkpoint"] = str(Path(values["checkpoint"]).resolve())
     return values
 
@@ -76,6 +75,8 @@ def study(name: str, notebooks=None, parameters: dict | None = None, publish: st
 def figures(results: str | None, out: str) -> int:
     """Render every figure, and numbers.json, into `out` from stored results alone; 0 if each notebook could be run.
 
+    Where `out` is the project's figures/, the numbers in README.md are written anew too.
+
     results: a directory that `study --publish` wrote, or a run's; None for the last one in data/results/ by name.
     """
     stored = sorted(path.parent for path in (paths.DATA / "results").glob("*/facts.json"))
@@ -88,11 +89,19 @@ def figures(results: str | None, out: str) -> int:
     target = Path(out).absolute()
     with tempfile.TemporaryDirectory() as scratch:
         how = {"run": scratch, "results": str(source), "measure": False, "figures": str(target)}
-        tasks = {notebook: facts[f"parameters.{notebook}"] | how for notebook in names() if f"parameters.{notebook}" in facts}
+        tasks = {
+            notebook: {name: facts[key][name] for name in defaults(notebook) if name in facts[key]} | how
+            for notebook in names()
+            if (key := f"parameters.{notebook}") in facts
+        }
         failed = execute(tasks, Path(scratch))
         if failed:
             print(f"not rendered: {', '.join(failed)}", *_errors(Path(scratch), failed), sep="\n", file=sys.stderr)
-        shutil.copy(Path(scratch) / "numbers.json", target / "numbers.json")
+        records = numbers.load(Path(scratch) / "numbers.json")
+        write_json(target / "numbers.json", records)
+    page = paths.ROOT / "README.md"
+    if target == paths.FIGURES and page.exists():
+        page.write_text(readme.refresh(page.read_text(encoding="utf-8"), records), encoding="utf-8")
     print(target)
     return 1 if failed else 0
 
@@ -107,6 +116,9 @@ def publish_results(run_dir: Path, directory: Path) -> None:
 
 
 def _choose(notebooks) -> list[str]:
+    """The notebooks asked for, in order. UserError where there is none, or none of that name."""
+    if not names():
+        raise UserError(f"there are no notebooks in {paths.NOTEBOOKS}: run this from a clone of the project")
     if not notebooks:
         return names()
     asked = [Path(notebook).stem for notebook in notebooks]
@@ -118,20 +130,21 @@ def _choose(notebooks) -> list[str]:
 
 def execute(tasks: dict[str, dict], run_dir: Path) -> list[str]:
     """Run each notebook with its parameters into `run_dir`/notebooks; the names of those not completed."""
+    from sam3lab.study.screen import Screen
+
     failed, changed = [], False
-    screen = Screen(len(tasks))
-    for number, (notebook, given) in enumerate(tasks.items(), 1):
-        if not changed and is_done(run_dir, notebook, given):
-            screen.say(f"[{number}/{len(tasks)}] {notebook}: done before")
-            continue
-        changed, start = True, time.monotonic()
-        screen.begin(number, notebook)
-        problem = _execute_one(run_dir, notebook, given, screen)
-        took = f"{time.monotonic() - start:.0f} s"
-        screen.say(f"[{number}/{len(tasks)}] {notebook}: " + (f"FAILED after {took}: {problem}" if problem else took))
-        if problem:
-            failed.append(notebook)
-    screen.end()
+    with Screen(len(tasks)) as screen:
+        for number, (notebook, given) in enumerate(tasks.items(), 1):
+            if not changed and is_done(run_dir, notebook, given):
+                screen.done(number, notebook, "done before")
+                continue
+            changed, start = True, time.monotonic()
+            screen.begin(number, notebook)
+            problem = _execute_one(run_dir, notebook, given, screen)
+            took = f"{time.monotonic() - start:.0f} s"
+            screen.done(number, notebook, f"FAILED after {took}: {problem}" if problem else took)
+            if problem:
+                failed.append(notebook)
     return failed
 
 
@@ -214,41 +227,3 @@ def _errors(run_dir: Path, failed: list[str]) -> list[str]:
     from sam3lab.study import report
 
     return [f"{notebook}: {report.problem(_places(run_dir, notebook)[0])}" for notebook in failed]
-
-
-class Screen:
-    """Where the study shows how far it is: a bar and the notebooks' own lines in a terminal, plain lines elsewhere.
-
-    It is also the file that papermill copies the notebooks' printed text to.
-    """
-
-    def __init__(self, total: int):
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self.console = Console(soft_wrap=True, highlight=False)
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        self.progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
-        self.task = self.progress.add_task("notebooks", total=total)
-        self.rest = ""
-        self.progress.start()
-
-    def begin(self, number: int, notebook: str) -> None:
-        self.progress.update(self.task, completed=number - 1, description=notebook)
-        self.say(f"[{number}/{self.progress.tasks[0].total}] {notebook}")
-
-    def say(self, line: str) -> None:
-        self.console.print(line, markup=False)
-        self.console.file.flush()
-
-    def write(self, text: str) -> None:
-        *lines, self.rest = (self.rest + text).replace("\r", "\n").split("\n")
-        for line in filter(str.strip, lines):
-            self.say(f"    {line}")
-
-    def flush(self) -> None:
-        pass
-
-    def end(self) -> None:
-        self.progress.update(self.task, completed=self.progress.tasks[0].total)
-        self.progress.stop()

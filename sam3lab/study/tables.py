@@ -34,7 +34,9 @@ def estimates(samples, stage: str = "pipeline", by=("backend",), metric: str = "
     return pd.DataFrame(rows, columns=[*by, *ENDS])
 
 
-def ratios(samples, stage="pipeline", by=("backend",), metric="wall", phase="steady", to=None, to_stage=None, invert=False):
+def ratios(
+    samples, stage="pipeline", by=("backend",), metric="wall", phase="steady", to=None, to_stage=None, invert=False
+):
     """Each group's median over that of another group: a frame with the columns `by`, value, low, high, verdict.
 
     to: {column: value} by which the other group differs; native PyTorch if None. to_stage: its stage, if another.
@@ -52,12 +54,14 @@ def ratios(samples, stage="pipeline", by=("backend",), metric="wall", phase="ste
         base = tuple(to.get(name, value) for name, value in zip(by, keys, strict=True))
         other = others.get(base)
         if base == keys and to_stage in (None, stage):  # itself, of which no noise need be told
-            rows.append((*keys, 1.0, 1.0, 1.0, "same"))
-        elif other is not None:
+            ratio = shown = Estimate(1.0, 1.0, 1.0)
+        elif other is None:
+            continue
+        else:
             ratio = ratio_ci(group, other)
             shown = ratio_ci(other, group) if invert else ratio
-            said = verdict(ratio)
-            rows.append((*keys, *_ends(shown), _OF_MEMORY.get(said, said) if metric == PEAK["metric"] else said))
+        said = verdict(ratio)
+        rows.append((*keys, *_ends(shown), _OF_MEMORY.get(said, said) if metric == PEAK["metric"] else said))
     if not rows:
         wanted = ", ".join(f"{name} {value}" for name, value in to.items()) or stage
         raise UserError(f"nothing can be compared: {wanted} was not measured, or failed (see the run's failures)")
@@ -105,8 +109,9 @@ def scaled(frame, factor: float = 1.0, less: float = 0.0):
 
 def rates(latency, images: int = 1):
     """Images per second, one call after the other, from a frame of latencies in ms."""
-    return latency.assign(value=1e3 * images / latency["value"], low=1e3 * images / latency["high"],
-                          high=1e3 * images / latency["low"])
+    return latency.assign(
+        value=1e3 * images / latency["value"], low=1e3 * images / latency["high"], high=1e3 * images / latency["low"]
+    )
 
 
 def shares(latency, flops: float, rate: float):
@@ -170,7 +175,9 @@ def to_csv(frame) -> str:
     for name in frame.columns:
         values = list(frame[name])
         if any(isinstance(value, Estimate) for value in values):
-            known = [value if isinstance(value, Estimate) else Estimate(math.nan, math.nan, math.nan) for value in values]
+            known = [
+                value if isinstance(value, Estimate) else Estimate(math.nan, math.nan, math.nan) for value in values
+            ]
             for suffix, end in (("", "value"), (" low", "low"), (" high", "high")):
                 plain[f"{name}{suffix}"] = [getattr(value, end) for value in known]
         else:
@@ -207,7 +214,9 @@ def to_html(frame, caption: str) -> str:
     for line in cells:
         failed = ' class="failed"' if any(text == "FAILED" for text, _ in line) else ""
         first = tag("th", line[0][0], 0, ' scope="row"')
-        body += f"<tr{failed}>{first}{''.join(tag('td', line[place][0], place) for place in range(1, len(line)))}</tr>\n"
+        body += (
+            f"<tr{failed}>{first}{''.join(tag('td', line[place][0], place) for place in range(1, len(line)))}</tr>\n"
+        )
     caption = html.escape(caption)
     return (
         f'<div class="scroll" role="region" aria-label="{caption}" tabindex="0"><table><caption>{caption}</caption>'

@@ -1,0 +1,71 @@
+"""`sam3lab train`: sam3-nano from nothing, or on from where a run stopped."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--output", required=True, type=Path, help="folder for the state, the log and the checkpoint")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    parser.add_argument("--device", help="cuda, cuda:1, cpu … (default: cuda where there is one)")
+    parser.add_argument("--steps", type=int, default=14000, help="length of the schedule (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=64, help="scenes a step, 4 prompts each (default %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=8e-4, help="its peak (default %(default)s)")
+    parser.add_argument("--resolution", type=int, help="image side in pixels (default: the native one)")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="default %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the initial weights (default %(default)s)")
+    parser.add_argument("--workers", type=int, help="processes that draw scenes (default: by the cores; 0 for none)")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="fuse the model with torch.compile (default: on cuda)",
+    )
+    parser.add_argument("--stop", type=int, help="stop after this step of the schedule")
+    parser.add_argument("--limit-seconds", type=float, help="stop after this wall time; --resume goes on exactly")
+    parser.add_argument("--log-every", type=int, default=50, help="steps a row of the log (default %(default)s)")
+    parser.add_argument("--validate-every", type=int, default=1000, help="steps (default %(default)s)")
+    parser.add_argument("--hardware", help="what the model card says it was trained on (default: the device's name)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; then write the checkpoint and the learning curve, whether or not the schedule was finished."""
+    import os
+
+    import torch
+
+    from sam3lab.train.architecture import nano
+    from sam3lab.train.learner import Settings
+    from sam3lab.train.loop import LOG, train
+    from sam3lab.train.publish import publish
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    cuda = device.startswith("cuda")
+    settings = Settings(
+        steps=args.steps,
+        batch=args.batch,
+        learning_rate=args.learning_rate,
+        precision=args.precision,
+        resolution=args.resolution,
+        seed=args.seed,
+    )
+    raw = nano()
+    learner = train(
+        raw,
+        settings,
+        args.output,
+        device,
+        workers=min(6, (os.cpu_count() or 2) // 2) if args.workers is None else args.workers,
+        compiled=cuda if args.compile is None else args.compile,
+        resume=args.resume,
+        stop=args.stop,
+        seconds=args.limit_seconds,
+        log_every=args.log_every,
+        validate_every=args.validate_every,
+    )
+    hardware = args.hardware or (torch.cuda.get_device_name(device) if cuda else "CPU")
+    checkpoint = args.output / "sam3-nano"
+    publish(learner.average, raw, settings, args.output / LOG, checkpoint, hardware)
+    print(f"step {learner.step} of {settings.steps}: {checkpoint}")
+    return 0

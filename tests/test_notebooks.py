@@ -1,0 +1,178 @@
+"""The notebooks: their shape, their prose, their parameters, and that each runs from stored results."""
+
+import ast
+import re
+
+import nbformat
+import pytest
+
+from sam3lab import paths
+from sam3lab.errors import UserError
+from sam3lab.study import numbers, parameters, run
+from tests import study_samples
+
+NAMES = ["00_machine", "01_runtimes", "02_resolution", "03_prompts", "04_memory", "90_report"]
+BOOKS = {name: nbformat.read(paths.NOTEBOOKS / f"{name}.ipynb", as_version=4) for name in NAMES}
+
+
+def code(book):
+    return [cell for cell in book.cells if cell.cell_type == "code"]
+
+
+def strings(source):
+    """Every text in a cell's code that is shown to a reader: those with a space in them."""
+    nodes = ast.walk(ast.parse(source))
+    return [
+        node.value
+        for node in nodes
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value
+    ]
+
+
+def test_the_study_runs_these_notebooks_in_this_order():
+    assert run.names() == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_is_stored_clean(name):
+    book = BOOKS[name]
+    nbformat.validate(book)
+    assert book.metadata.kernelspec.name == "python3"
+    assert all(not cell.outputs and cell.execution_count is None for cell in code(book))
+    ids = [cell.id for cell in book.cells]
+    assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[a-z-]+", each) for each in ids)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_asks_a_question_and_is_short(name):
+    book = BOOKS[name]
+    assert book.cells[0].cell_type == "markdown"
+    assert any(re.match(r"# .+\?", cell.source) for cell in book.cells if cell.cell_type == "markdown")
+    own = [cell for cell in code(book) if "parameters" not in cell.metadata.get("tags", ())]
+    assert sum(1 for cell in own for line in cell.source.splitlines() if line.strip()) <= 42
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_parameters_are_literals_with_usable_defaults(name):
+    (cell,) = [cell for cell in code(BOOKS[name]) if "parameters" in cell.metadata.get("tags", ())]
+    values = parameters.assigned(cell.source)
+    assert len(values) == len(cell.source.splitlines())
+    assert {*parameters.OURS, "checkpoint", "device"} <= set(values) <= set(parameters.PARAMETERS)
+    assert {key: parameters.converted(key, value) for key, value in values.items()} == values
+    assert run.defaults(name) == {key: value for key, value in values.items() if key not in parameters.OURS}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_measurement_is_typed_into_the_prose(name):
+    for cell in BOOKS[name].cells:
+        for text in [cell.source] if cell.cell_type == "markdown" else strings(cell.source):
+            assert numbers.measurements(text) == [], text
+
+
+def test_notebooks_share_their_cases():
+    defaults = {name: run.defaults(name) for name in NAMES}
+    assert defaults["00_machine"] == defaults["01_runtimes"]
+    assert defaults["02_resolution"] == defaults["04_memory"]
+    for key in ("checkpoint", "device", "precision", "image", "prompt", "seed", "min_samples", "min_seconds"):
+        assert len({defaults[name][key] for name in NAMES[:5]}) == 1, key
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "value"),
+    [
+        ("resolutions", "126, 252", [126, 252]),
+        ("resolutions", "[126]", [126]),
+        ("resolutions", 126, [126]),
+        ("backends", "['pytorch', 'openvino']", ["pytorch", "openvino"]),
+        ("objects", ("a cat", "dog"), ["a cat", "dog"]),
+        ("rounds", "3", 3),
+        ("min_seconds", 1, 1.0),
+        ("measure", "False", False),
+        ("run", 7, "7"),
+    ],
+)
+def test_a_parameter_is_read_as_papermill_passes_it(name, given, value):
+    made = parameters.converted(name, given)
+    assert made == value and type(made) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("resolution", 250),
+        ("resolution", -14),
+        ("resolution", 252.0),
+        ("resolutions", [126, 130]),
+        ("resolutions", [126, 126]),
+        ("resolutions", "abc"),
+        ("rounds", 0),
+        ("rounds", True),
+        ("min_seconds", "nan"),
+        ("measure", "maybe"),
+        ("device", "gpu"),
+        ("backends", []),
+        ("objects", ["cat", ""]),
+        ("checkpoint", ""),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_by_name(name, value):
+    with pytest.raises(UserError, match=name):
+        parameters.converted(name, value)
+
+
+def test_a_misspelt_parameter_under_papermill_is_refused_with_the_nearest_name():
+    history = ["", "rounds = 3\nseed = 0", "# Parameters\nround = 5\n", "study = …"]
+    with pytest.raises(UserError, match=r"'round'; did you mean 'rounds'\? \(it has: rounds, seed\)"):
+        parameters.check_injected("02_resolution", history)
+    parameters.check_injected("02_resolution", ["", "rounds = 3", "# Parameters\nrounds = 5\n"])
+    parameters.check_injected("02_resolution", ["", "rounds = 3", "%matplotlib inline", "# Parameters\n# rounds = 5"])
+
+
+def test_plain_papermill_from_anywhere_renders_one_notebook_and_refuses_a_misspelt_parameter(tmp_path, monkeypatch):
+    import papermill
+
+    monkeypatch.chdir(tmp_path)
+    study_samples.store(tmp_path / "stored", study_samples.cases())
+    source, how = paths.NOTEBOOKS / "01_runtimes.ipynb", {"progress_bar": False, "kernel_name": "python3"}
+    given = {"measure": False, "results": "stored", "run": str(tmp_path / "run"), "backends": "onnxruntime,openvino"}
+    papermill.execute_notebook(source, "out.ipynb", given, **how)
+    assert run.is_complete(tmp_path / "out.ipynb")
+    known = numbers.load(tmp_path / "run" / "numbers.json")
+    assert known["runtimes.speedup.openvino"]["value"] == pytest.approx(2, rel=0.1)
+    assert known["runtimes.speedup.openvino.words"]["value"] == "faster than"
+    assert "runtimes.speedup.pytorch" not in known
+    assert (tmp_path / "run" / "tables" / "runtimes.csv").read_text().startswith("Runtime,")
+    assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} == {"runtimes.svg", "runtimes.png"}
+    with pytest.raises(papermill.PapermillExecutionError, match="did you mean 'rounds'"):
+        papermill.execute_notebook(source, "bad.ipynb", {"roundz": 3}, **how)
+
+
+def test_all_figures_are_rendered_from_stored_results_alone(tmp_path, capfd):
+    backends = ("transformers", "onnxruntime", "openvino")  # what could not be run is left out, not an error
+    stored = study_samples.store(tmp_path / "stored", study_samples.cases("cpu", backends), failed=("openvino",))
+    assert run.figures(str(stored), str(tmp_path / "figures")) == 0, capfd.readouterr()
+    names = {
+        f"{name}.{kind}"
+        for name in ("machine", "runtimes", "resolution", "prompts", "memory")
+        for kind in ("svg", "png")
+    }
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == names | {"numbers.json"}
+    known = numbers.load(tmp_path / "figures" / "numbers.json")
+    assert known["runtimes.fastest"]["value"] == "ONNX Runtime"  # OpenVINO is faster, but computes something else
+    assert known["report.failed"]["value"] not in ("", "0")
+
+
+def test_results_of_a_gpu_are_rendered_too(tmp_path, capfd):
+    books = ("01_runtimes", "04_memory")
+    stored = study_samples.store(tmp_path / "stored", study_samples.cases("cuda"), notebooks=books)
+    assert run.figures(str(stored), str(tmp_path / "figures")) == 0, capfd.readouterr()
+    known = numbers.load(tmp_path / "figures" / "numbers.json")
+    assert known["memory.peak.transformers"]["value"] == 552  # the GPU's, not the host's
+
+
+def test_figures_without_stored_results_say_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "DATA", tmp_path)
+    with pytest.raises(UserError, match="sam3lab study"):
+        run.figures(None, str(tmp_path / "figures"))
+    with pytest.raises(UserError, match=r"facts\.json"):
+        run.figures(str(tmp_path), str(tmp_path / "figures"))
