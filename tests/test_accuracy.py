@@ -251,6 +251,26 @@ def test_crowds_and_pairs_that_are_not_exhaustive_are_left_out():
     assert (a.cgf1, a.ap, a.pairs, a.objects) == (b.cgf1, b.ap, b.pairs, b.objects)
 
 
+def test_ground_truth_of_whole_images():
+    """One image of three objects, asked for two of them, for one, and for none."""
+    truth, _ = files(([A, B, C], found()))
+    truth["images"][0].pop("text_input")
+    asked = [("pair", [1, 3]), ("one", [3]), ("none", [])]
+    truth["prompts"] = [
+        {"id": number, "image_id": 1, "text": text, "annotation_ids": ids}
+        for number, (text, ids) in enumerate(asked, 7)
+    ]
+    pairs = coco.read(truth, [])
+    assert [(pair.id, pair.file_name, pair.prompt, len(pair.masks)) for pair in pairs] == [
+        (7, "0.png", "pair", 2),
+        (8, "0.png", "one", 1),
+        (9, "0.png", "none", 0),
+    ]
+    predicted = coco.predictions([7, 8, 9], [found((0.9, A), (0.8, C)), found((0.9, C)), found()])
+    assert evaluate(truth, predicted).cgf1 == evaluate(coco.by_prompt(truth), predicted).cgf1 == 100
+    assert by_pycocotools(coco.by_prompt(truth), predicted)[0] == pytest.approx(1)
+
+
 def test_boxes_and_areas_of_the_ground_truth():
     truth, _ = files(([mask(9, 10, 18), mask()], found()))
     assert [entry["bbox"] for entry in truth["annotations"]] == [[1, 1, 2, 2], [0, 0, 0, 0]]

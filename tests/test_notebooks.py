@@ -9,7 +9,8 @@ import pytest
 from sam3lab import paths
 from sam3lab.errors import UserError
 from sam3lab.study import numbers, parameters, run
-from tests import study_samples
+from sam3lab.study.notebook import Study
+from tests import bench_run, study_samples
 
 NAMES = ["00_machine", "01_runtimes", "02_resolution", "03_prompts", "04_memory", "90_report"]
 BOOKS = {name: nbformat.read(paths.NOTEBOOKS / f"{name}.ipynb", as_version=4) for name in NAMES}
@@ -176,3 +177,29 @@ def test_figures_without_stored_results_say_what_to_do(tmp_path, monkeypatch):
         run.figures(None, str(tmp_path / "figures"))
     with pytest.raises(UserError, match=r"facts\.json"):
         run.figures(str(tmp_path), str(tmp_path / "figures"))
+
+
+def test_what_one_notebook_measured_the_next_one_finds_and_stored_results_give_it_too(tmp_path):
+    given = {"checkpoint": bench_run.make_checkpoint(tmp_path / "checkpoint"), "device": "cpu", "resolution": 28}
+    given |= {"image": "chelsea", "prompt": "cat", "rounds": 1, "min_samples": 3, "min_seconds": 0.0, "seed": 0}
+    given |= {"run": str(tmp_path / "run"), "results": "", "measure": True, "figures": ""}
+    how = {"reference": bench_run.REFERENCE, "progress": False}
+    first = Study("01_runtimes", dict(given))
+    case = first.case(backend=bench_run.REFERENCE, mode="model")
+    samples = first.measure([case], **how)
+    assert set(samples["case"]) == {case.id} and (samples["phase"] == "steady").sum() >= 15
+    assert Study("02_resolution", dict(given)).measure([case], **how)["value"].tolist() == samples["value"].tolist()
+    elsewhere = given | {"run": str(tmp_path / "other"), "results": str(tmp_path / "run"), "measure": False}
+    stored = Study("01_runtimes", elsewhere)
+    assert stored.measure([case])["value"].tolist() == samples["value"].tolist()
+    with pytest.raises(UserError, match="holds no samples"):
+        stored.measure([stored.case(backend="pytorch")])
+    with pytest.raises(UserError, match="no 'ceilings'"):
+        stored.fact("ceilings", dict)
+
+
+def test_only_the_base_case_is_measured_end_to_end():
+    given = {"checkpoint": "sam3-nano", "device": "cpu", "resolution": 252, "image": "chelsea", "prompt": "cat"}
+    study = Study("03_prompts", given | {"run": "/nowhere", "results": "", "measure": False, "figures": ""})
+    assert study.case(backend="pytorch", resolution=252).mode == study.case(prompts=("cat",)).mode == "speed"
+    assert study.case(resolution=126).mode == study.case(prompts=("cat", "dog")).mode == "model"

@@ -81,7 +81,9 @@ def test_texts_and_prompts_are_each_others_inverse(drawn):
     assert grammar.parse("Large Striped Red Star")[0] == (SHAPES.index("star"), 0, 1, 1)
 
 
-@pytest.mark.parametrize("text", ["cat", "", "red", "red red circle", "circle red", "red circle,", "striped large star"])
+@pytest.mark.parametrize(
+    "text", ["cat", "", "red", "red red circle", "circle red", "red circle,", "striped large star"]
+)
 def test_other_prompts_are_refused(text):
     with pytest.raises(UserError, match="no prompt for the scenes"):
         grammar.parse(text)
@@ -237,9 +239,7 @@ def test_shapes_differ():
 
 
 def test_textures_show():
-    images = {
-        texture: paint([make(("circle", 0.5, 0.5, 0.3, 0, (0.8, 0, 0), texture))], 128) for texture in TEXTURES
-    }
+    images = {texture: paint([make(("circle", 0.5, 0.5, 0.3, 0, (0.8, 0, 0), texture))], 128) for texture in TEXTURES}
     spread = {name: r.image[0][:, r.masks[0, 0]].float().std(dim=1)[1].item() for name, r in images.items()}
     assert spread["plain"] < 15 < 60 < min(spread["striped"], spread["dotted"])
     striped = images["striped"].image[0, 1].float()
@@ -321,7 +321,7 @@ def test_damage_is_refused(tmp_path, victim):
     content = bytearray((tmp_path / victim).read_bytes())
     content[len(content) - 70] ^= 1
     (tmp_path / victim).write_bytes(content)
-    with pytest.raises(UserError, match="damaged|cannot read"):
+    with pytest.raises(UserError, match=r"damaged|cannot read"):
         load_split("test", tmp_path)
     (tmp_path / victim).unlink()
     with pytest.raises(UserError, match="cannot read the scenes"):

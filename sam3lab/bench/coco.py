@@ -52,6 +52,24 @@ def ground_truth(pairs: Iterable[tuple[str, str, np.ndarray]]) -> dict[str, Any]
     return {"images": images, "annotations": annotations, "categories": [CATEGORY]}
 
 
+def by_prompt(scenes: dict[str, Any]) -> dict[str, Any]:
+    """The ground truth of pairs from one of whole images (`scenes.store` describes it), JSON-ready: a pair for each of
+    its `prompts`, whose `annotation_ids` say which of the image's masks answer it. A pair's id is its prompt's.
+    """
+    images = {image["id"]: image for image in scenes["images"]}
+    masks = {annotation["id"]: annotation for annotation in scenes["annotations"]}
+    truth = {"images": [], "annotations": [], "categories": [CATEGORY]}
+    for prompt in scenes["prompts"]:
+        image = {name: images[prompt["image_id"]][name] for name in ("file_name", "height", "width")}
+        pair = {"id": prompt["id"], "text_input": prompt["text"], **image, "is_instance_exhaustive": 1}
+        truth["images"].append(pair)
+        for number in prompt["annotation_ids"]:
+            mask = {name: masks[number][name] for name in ("segmentation", "bbox", "area", "iscrowd")}
+            owner = {"id": len(truth["annotations"]) + 1, "image_id": prompt["id"], "category_id": CATEGORY["id"]}
+            truth["annotations"].append(owner | mask)
+    return truth
+
+
 def predictions(pair_ids: Iterable[int], found: Iterable[Detections]) -> list[dict[str, Any]]:
     """COCO results, JSON-ready, of the detections of each pair."""
     couples = zip(pair_ids, found, strict=True)
@@ -78,7 +96,7 @@ def iou(a: Sequence[dict], b: Sequence[dict]) -> np.ndarray:
 def read(truth: dict | Path | str, predicted: Sequence[dict] | Path | str) -> list[Pair]:
     """The pairs with what is true and what was predicted for each, in the ground truth's order.
 
-    truth and predicted are files or their content. Pairs whose is_instance_exhaustive is 0, and crowd annotations, which
+    truth and predicted are files or their content; a truth with `prompts` is one of whole images, see `by_prompt`. Pairs whose is_instance_exhaustive is 0, and crowd annotations, which
     SA-Co has in such pairs only, are left out. Raises UserError for a file that cannot be read, an entry that lacks something, no
     pairs, an unknown pair, a score outside 0..1, and a mask of another size than its image's.
     """
@@ -88,6 +106,7 @@ def read(truth: dict | Path | str, predicted: Sequence[dict] | Path | str) -> li
     pairs: dict[Any, Pair] = {}
     left_out = set()
     try:
+        truth = by_prompt(truth) if "prompts" in truth else truth
         for image in truth["images"]:
             pair = Pair(image["id"], image["file_name"], image["text_input"], (image["height"], image["width"]))
             if pair.id in pairs or pair.id in left_out:

@@ -211,7 +211,7 @@ class Detector(nn.Module):
         self.register_buffer("position", sine_grid(side, config.hidden), persistent=False)
 
     def trunk(self, fine, middle, coarse, text, mask, image_index, text_index):
-        """What the heads read: the decoder's states, layer by layer, the pixel embeddings, and each pair's text, mask."""
+        """What the heads read: the decoder's states, layer by layer, pixel embeddings, and each pair's text and mask."""
         fine, middle, coarse = (x.index_select(0, image_index) for x in (fine, middle, coarse))
         text, mask = text.index_select(0, text_index), mask.index_select(0, text_index)
         text_bias = mask_bias(mask[:, None, None], text.dtype)

@@ -1,1 +1,1 @@
-"""Synthetic scenes with exact ground truth: coloured, textured shapes over photographs, and prompts that ask for them."""
+"""Synthetic scenes with exact ground truth: textured shapes over photographs, and prompts that ask for them."""

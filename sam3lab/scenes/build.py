@@ -53,7 +53,7 @@ def split(seeds: range) -> tuple[list[bytes], dict]:
 
 
 def _describe(truth: dict, image_id: int, attributes: np.ndarray, masks: np.ndarray, asked: list) -> None:
-    """Append the annotations and prompts of one scene; objects that are not present have empty masks and are left out."""
+    """Append the annotations and prompts of one scene; objects that are not present, with empty masks, are left out."""
     from pycocotools import mask
 
     present = [i for i in range(len(attributes)) if masks[i].any()]

@@ -15,8 +15,8 @@ TRIES = 30
 def scene(seed: int) -> tuple[Scene, list[Prompt]]:
     """A seed's scene and its four prompts, all different.
 
-    Prompts of a compositional scene ask for its foremost object, whose combination is held out; no other scene's prompts
-    name such a combination.
+    Prompts of a compositional scene ask for its foremost object, whose combination is held out; those of other scenes
+    name no such combination.
     """
     drawn, rng = draw(seed)
     split, prompts = split_of(seed), []

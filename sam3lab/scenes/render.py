@@ -82,7 +82,9 @@ def _coverage(dx: Tensor, dy: Tensor, o: dict[str, Tensor], shape: Tensor, side:
     cos, sin = o["angle"].cos() / scale, o["angle"].sin() / scale
     table = atlas(str(dx.device))
     layer = (2 * shape.clamp(min=0) + 1) / len(table) - 1  # the centre of a slice: no mixing with the next one
-    fit = (table.shape[-1] - 1) / table.shape[-1]  # the outer samples lie on the edges; grid_sample has them half a step in
+    fit = (table.shape[-1] - 1) / table.shape[
+        -1
+    ]  # the outer samples lie on the edges; grid_sample has them half a step in
     u, v = fit * (dx * cos + dy * sin), fit * (dy * cos - dx * sin)
     grid = torch.stack([u, v, layer[..., None, None].expand_as(u)], dim=-1).flatten(0, 1)[None]
     distance = F.grid_sample(table[None, None], grid, padding_mode="border", align_corners=False).view_as(u)

@@ -46,8 +46,8 @@ def ellipse(x: Tensor, y: Tensor) -> Tensor:
 
 
 def heart(x: Tensor, y: Tensor) -> Tensor:
-    """Quilez's exact heart, 2.3 radii high."""
-    scale = 2.0
+    """Quilez's exact heart, 2.1 radii high."""
+    scale = 1.85
     x, y = x.abs() / scale, 0.57 - y / scale
     lobe = torch.hypot(x - 0.25, y - 0.75) - math.sqrt(2) / 4
     diagonal = 0.5 * (x + y).clamp(min=0)

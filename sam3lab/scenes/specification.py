@@ -43,9 +43,40 @@ HSV = ((0, 0.88, 0.85), (26, 0.95, 0.95), (53, 0.9, 0.95), (125, 0.75, 0.62))
 HSV += ((182, 0.85, 0.82), (222, 0.82, 0.85), (277, 0.68, 0.66), (330, 0.45, 0.98))
 STRAY = (4, 0.07, 0.08)
 # The columns of Scene.objects and Scene.setting.
-OBJECT = "x y radius angle red green blue red2 green2 blue2 period phase slant shade shade_angle".split()
+OBJECT = (
+    "x",
+    "y",
+    "radius",
+    "angle",
+    "red",
+    "green",
+    "blue",
+    "red2",
+    "green2",
+    "blue2",
+    "period",
+    "phase",
+    "slant",
+    "shade",
+    "shade_angle",
+)
 SETTING = (
-    "crop_x crop_y crop mirror red green blue red2 green2 blue2 angle noise blur brightness contrast warmth".split()
+    "crop_x",
+    "crop_y",
+    "crop",
+    "mirror",
+    "red",
+    "green",
+    "blue",
+    "red2",
+    "green2",
+    "blue2",
+    "angle",
+    "noise",
+    "blur",
+    "brightness",
+    "contrast",
+    "warmth",
 )
 
 

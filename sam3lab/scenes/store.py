@@ -1,8 +1,8 @@
 """The stored test sets: rendered once, since rendering is not the same bit for bit on every machine.
 
 Per split, `<split>.zip` has the images (WebP) and `<split>.json` the ground truth in COCO's format: one annotation an
-object, its mask in run lengths, and beside COCO's own lists `prompts`, each with its image and the annotations that answer
-it. SHA256SUMS has the files' checksums, in the format of sha256sum.
+object, its mask in run lengths, and beside COCO's own lists `prompts`, each with its image and the annotations that
+answer it. SHA256SUMS has the files' checksums, in the format of sha256sum.
 """
 
 import hashlib

@@ -16,6 +16,7 @@ FACTS = {
     "kernel": "Kernel",
     "python": "Python",
     "virtual": "Virtual machine",
+    "collected": "When",
     "git_commit": "Commit of this project",
     "code": "Digest of the measuring code",
 }

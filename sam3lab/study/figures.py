@@ -30,7 +30,7 @@ def machine(overhead, fractions):
     top.set_xlabel("% of a call of known length (dashed: the limit)", loc="right")
     panels.title(top, "a", "Cost of measuring")
     panels.dots(bottom, fractions, "%")
-    bottom.set_xlim(0, min(100, fractions["high"].max() * 1.1))
+    bottom.set_xlim(0, panels.reach(fractions))
     bottom.set_xlabel("% of the highest rate measured on this machine", loc="right")
     panels.title(bottom, "b", "Rate of arithmetic in the whole pipeline")
     return figure
@@ -57,7 +57,7 @@ def runtimes(total, stages, absolute: bool = False):
             width = part.get((name, stage), 0.0)
             bottom.barh(row, width, 0.62, left, color=look(name).tint(white), hatch=hatch, edgecolor="white", lw=0.6)
             left += width
-    bottom.set_xlim(0, max(total["high"].max(), stages.groupby("backend")["value"].sum().max()) * 1.06)
+    bottom.set_xlim(0, panels.reach(total, stages.groupby("backend")["value"].sum().max()))
     bottom.set_xlabel("latency, ms" if absolute else "latency relative to PyTorch (transformers)", loc="right")
     panels.title(bottom, "b", "Stage by stage")
     panels.stage_legend(figure)
@@ -102,7 +102,7 @@ def prompts(frame):
             seen, dodge = look(each["backend"]), (names.index(each["backend"]) - (len(names) - 1) / 2) * step
             panels.point(axis, conditions.index(each["condition"]) + dodge, each, seen.color, seen.marker, 3)
         panels.title(axis, letter, PANELS[stage])
-    axes[-1, 0].set_xlim(0, frame["high"].max() * 1.06)
+    axes[-1, 0].set_xlim(0, panels.reach(frame))
     axes[-1, 0].set_xlabel("relative to the same runtime's\npipeline with one word")
     handles = [axes[0, 0].plot([], [], look(name).marker, color=look(name).color, ms=4)[0] for name in names]
     panels.legend(figure, handles, [look(name).label for name in names], 2)
@@ -131,7 +131,7 @@ def memory(loaded, peak, side: int):
         top.plot(start, row, seen.marker, mfc="white", mec=seen.color, mew=1, zorder=2)
         panels.point(top, row, here.loc[name], seen.color, seen.marker)
         panels.value(top, row, f"{digits(value)} {unit}")
-    top.set_xlim(0, here["high"].max() * 1.08)
+    top.set_xlim(0, panels.reach(here))
     top.set_xlabel(unit)
     panels.title(top, "a", f"After loading (open) and at its peak, {side} pixels")
     panels.lines(bottom, peak)

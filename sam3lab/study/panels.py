@@ -25,6 +25,12 @@ def rows(axis, labels) -> None:
     axis.tick_params(axis="y", length=0)
 
 
+def reach(frame, least: float = 0.0) -> float:
+    """Where an axis from 0 ends: past the intervals and `least`, but what is wider than its values are is cut there."""
+    most = frame["value"].max()
+    return max(most, min(frame["high"].max(), 1.75 * most), least) * 1.07
+
+
 def reference(axis, at: float, style="-") -> None:
     axis.axvline(at, color=MUTED, lw=0.7, ls=style, zorder=0)
 
@@ -62,7 +68,7 @@ def lines(axis, frame, least: float = 0.0) -> None:
             rows["resolution"], rows["value"], yerr=gaps, fmt=f"-{seen.marker}", color=seen.color, elinewidth=0.9
         )
         ends[name] = rows["value"].iloc[-1]
-    top = max(frame["high"].max(), frame["value"].max(), least) * 1.08
+    top = reach(frame, least)
     axis.set_ylim(0, top)
     tall = [0.09 * top * (1 + look(name).short.count("\n")) for name in ends]
     for (name, value), place in zip(ends.items(), spread(list(ends.values()), tall), strict=True):

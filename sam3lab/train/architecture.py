@@ -58,7 +58,9 @@ def initialise(model: Sam3) -> None:
     for head in (decoder.box_rpb_embed_x, decoder.box_rpb_embed_y):
         head.layer2.weight *= 0.5
     masks = model.detector.mask_decoder
-    masks.mask_embedder.layer3.weight *= 0.1  # a product over all channels: uncertain at first, not wrong and sure of it
+    masks.mask_embedder.layer3.weight *= (
+        0.1  # a product over all channels: uncertain at first, not wrong and sure of it
+    )
     nn.init.constant_(masks.semantic_projection.bias, math.log(PRIOR / (1 - PRIOR)))
     # the class logit is a product of two projections: their biases make its prior, and their weights start small
     width = scoring.query_proj.out_features
@@ -92,5 +94,3 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     """Whether weight decay acts on a parameter: on matrices and kernels, not on biases, norms and embeddings."""
     embedding = any(part in name for part in ("embedding.", "query_embed", "reference_points", "presence_token"))
     return parameter.ndim > 1 and not embedding and not name.endswith("position")
-
-

@@ -4,12 +4,16 @@ Batch i of training holds the scenes with the seeds i·B to i·B + B − 1, so t
 remember of the data.
 """
 
+from __future__ import annotations
+
+import functools
 import itertools
 import multiprocessing
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +22,9 @@ from sam3lab.model.tokenizer import BOS, EOS
 from sam3lab.scenes import prompts
 from sam3lab.scenes.grammar import SEPARATOR, Prompt, matches, words
 from sam3lab.scenes.specification import stack
+
+if TYPE_CHECKING:  # the processes that draw scenes do without torch
+    from torch import Tensor
 
 AHEAD = 3  # batches in flight for each worker
 
@@ -42,7 +49,9 @@ def draw(seeds: range, word_ids: dict[str, int]) -> dict[str, np.ndarray]:
     scenes, asked = zip(*map(prompts.scene, seeds), strict=True)
     arrays = stack(scenes)
     ids, mask = encode(list(itertools.chain(*asked)), word_ids)
-    hits = [matches(prompt, objects) for objects, many in zip(arrays["attributes"], asked, strict=True) for prompt in many]
+    hits = [
+        matches(prompt, objects) for objects, many in zip(arrays["attributes"], asked, strict=True) for prompt in many
+    ]
     return arrays | {"ids": ids, "mask": mask, "asked": np.stack(hits)}
 
 
@@ -71,18 +80,18 @@ class Batch:
     that each prompt asks for and that can be seen; masks bool [B,K,S,S], kept for validation only.
     """
 
-    pixels: "Tensor"  # noqa: F821
-    ids: "Tensor"  # noqa: F821
-    mask: "Tensor"  # noqa: F821
-    image_index: "Tensor"  # noqa: F821
-    boxes: "Tensor"  # noqa: F821
-    coverage: "Tensor"  # noqa: F821
-    relevant: "Tensor"  # noqa: F821
-    masks: "Tensor | None" = None  # noqa: F821
+    pixels: Tensor
+    ids: Tensor
+    mask: Tensor
+    image_index: Tensor
+    boxes: Tensor
+    coverage: Tensor
+    relevant: Tensor
+    masks: Tensor | None = None
 
 
 def upload(arrays: dict[str, np.ndarray], device: str, side: int, cells: int, keep_masks: bool = False) -> Batch:
-    """Render a drawn batch on the device, at side × side pixels and with cells × cells mask cells; waits for nothing."""
+    """Render a drawn batch on the device, at side × side pixels with cells × cells mask cells; waits for nothing."""
     import torch
 
     from sam3lab.scenes.render import boxes, render
@@ -92,7 +101,7 @@ def upload(arrays: dict[str, np.ndarray], device: str, side: int, cells: int, ke
         tensors = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
     rendered = render(tensors, side)
     pairs = len(tensors["asked"]) // len(rendered.image)
-    area = shares(side, cells).to(device)
+    area = shares(side, cells, device)
     return Batch(
         pixels=rendered.image,
         ids=tensors["ids"],
@@ -105,11 +114,12 @@ def upload(arrays: dict[str, np.ndarray], device: str, side: int, cells: int, ke
     )
 
 
-def shares(side: int, cells: int):
-    """The matrix [cells,side] that averages `side` pixels into `cells` cells, whose edges may cut through pixels."""
+@functools.cache
+def shares(side: int, cells: int, device: str = "cpu"):
+    """The matrix float32 [cells,side] that averages `side` pixels into `cells` cells, whose edges may cut pixels."""
     import torch
 
     edges = torch.arange(cells + 1, dtype=torch.float64) * side / cells
     pixel = torch.arange(side, dtype=torch.float64)
     overlap = torch.minimum(edges[1:, None], pixel + 1) - torch.maximum(edges[:-1, None], pixel)
-    return (overlap.clamp(min=0) * cells / side).float()
+    return (overlap.clamp(min=0) * cells / side).float().to(device)

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; then write the checkpoint and the learning curve, whether or not the schedule was finished."""
+    """Train; then publish the averaged weights, whether or not the schedule was finished."""
     import os
 
     import torch
@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
         resolution=args.resolution,
         seed=args.seed,
     )
+    torch.backends.cudnn.benchmark = cuda  # shapes never change: it pays to try every algorithm once
     raw = nano()
     learner = train(
         raw,

@@ -1,4 +1,4 @@
-"""One step of training: the model, its average, its optimiser, and what they need to go on exactly where they stopped."""
+"""One step of training: the model, its average, its optimiser, and what they need to go on exactly as they were."""
 
 import copy
 import math
@@ -86,7 +86,7 @@ class Learner:
         return s.learning_rate * (s.floor + (1 - s.floor) * (1 + math.cos(math.pi * progress)) / 2)
 
     def take(self, batch: Batch, meanwhile=lambda: None) -> Tensor:
-        """One step; returns the unweighted loss terms and the gradient's norm, [len(losses.WEIGHTS) + 1], on the device.
+        """One step; returns the unweighted loss terms and the gradient's norm, [len(losses.WEIGHTS) + 1].
 
         `meanwhile` is called while the device still computes what the matching on the host waits for.
         """

@@ -55,7 +55,7 @@ class Progress:
     """A progress bar on a terminal, plain lines elsewhere."""
 
     def __init__(self, steps: int, done: int):
-        self.steps, self.bar, self.began, self.first = steps, None, time.monotonic(), done
+        self.steps, self.bar, self.last = steps, None, (done, time.monotonic())
         if sys.stdout.isatty():
             from rich.progress import Progress as Bar
 
@@ -65,8 +65,9 @@ class Progress:
 
     def show(self, step: int, values: dict[str, float]) -> None:
         """Tell how far the run is and what was measured."""
-        rate = (step - self.first) / max(time.monotonic() - self.began, 1e-9)
-        line = f"step {step}/{self.steps}  {rate:.2f}/s  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items())
+        (before, then), self.last = self.last, (step, time.monotonic())
+        rate = (step - before) / max(self.last[1] - then, 1e-9)
+        line = f"step {step}/{self.steps}  {rate:.2f} steps/s  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items())
         if self.bar:
             self.bar.update(self.task, completed=step)
             self.bar.console.print(line)

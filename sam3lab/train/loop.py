@@ -61,25 +61,26 @@ def train(
     def save() -> None:
         learner.save(state, seconds=elapsed())
 
+    def record(measured: dict[str, float]) -> None:
+        values = _means(terms)
+        terms.clear()
+        log.add(step=learner.step, seconds=elapsed(), learning_rate=learner.learning_rate(), **values, **measured)
+        progress.show(learner.step, values | measured)
+
     try:
         if learner.step < last:
             prepare()
         while learner.step < last and (seconds is None or time.monotonic() - began < seconds):
             terms.append(learner.take(batch.pop(), prepare if learner.step + 1 < last else lambda: None))
-            done = learner.step in (last, 1)
-            measured = {}
             if learner.step % validate_every == 0 or learner.step == settings.steps:
-                measured = {f"val_{name}": value for name, value in _score(learner, held).items()}
-            if learner.step % log_every == 0 or done or measured:
-                values = _means(terms)
-                terms.clear()
-                log.add(
-                    step=learner.step, seconds=elapsed(), learning_rate=learner.learning_rate(), **values, **measured
-                )
-                progress.show(learner.step, values | measured)
+                record({f"val_{name}": value for name, value in _score(learner, held).items()})
+            elif learner.step % log_every == 0 or learner.step == 1:
+                record({})
             if time.monotonic() - saved > save_every:
                 save()
                 saved = time.monotonic()
+        if terms:
+            record({})
         save()
     finally:
         progress.close()

@@ -1,6 +1,6 @@
-"""The SAM 3 objective on the outputs of every decoder layer (Carion et al. 2025, "SAM 3: Segment Anything with Concepts").
+"""The objective of SAM 3 (Carion et al. 2025, "Segment Anything with Concepts") on the outputs of every decoder layer.
 
-The presence head says whether anything in the image answers to the prompt, the queries where, given that something does:
+The presence head says whether anything in the image answers to the prompt, and the queries where, given that it does:
 their class loss is taken over the pairs with an answer only. Mask targets are shares of cells, not bits, so that a
 mask's edge is learnt more finely than the mask's grid.
 """
@@ -32,13 +32,13 @@ def focal(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def dice(logits: Tensor, target: Tensor) -> Tensor:
-    """Dice loss over the last dimension, least where the probabilities equal the target (Milletari et al. 2016, V-Net)."""
+    """Dice loss over the last dimension, least where probabilities equal the target (Milletari et al. 2016, V-Net)."""
     p = logits.sigmoid()
     return 1 - (2 * (p * target).sum(-1) + 1) / ((p**2).sum(-1) + (target**2).sum(-1) + 1)
 
 
 def terms(outputs: dict[str, Tensor], matches: tuple[Tensor, Tensor, Tensor], batch: Batch) -> dict[str, Tensor]:
-    """Each term of the loss, unweighted; averaged over the L layers, and over pairs or over objects that were asked for.
+    """Each term of the loss, unweighted; averaged over the L layers, and over pairs or over objects asked for.
 
     outputs: logits [L,N,Q], presence [L,N], boxes [L,N,Q,4] (corners), masks [L,N,Q,4g,4g] and semantic [N,4g,4g].
     matches: pair, slot [T] and query [L,T] as `matching.assign` gives them.

@@ -18,10 +18,11 @@ from sam3lab.train.losses import WEIGHTS
 
 
 def publish(model: Sam3, raw: dict, settings: Settings, log_file: Path, target: Path, hardware: str) -> None:
-    """Write `target`: config.json, model.safetensors (float16), the tokenizer and README.md; whole or not at all.
+    """Write `target`: config.json, model.safetensors (float16), the tokenizer, README.md and the log as training.csv;
+    whole or not at all.
 
-    The weights are all those of transformers' Sam3Model. Those that text prompts do not use (the geometry encoder …) are
-    untrained: what transformers draws for them.
+    The weights are all those of transformers' Sam3Model. Those that text prompts do not use (the geometry encoder …)
+    are untrained: what transformers draws for them.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -29,8 +30,10 @@ def publish(model: Sam3, raw: dict, settings: Settings, log_file: Path, target: 
     (work / "config.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
     save_file(tensors, work / "model.safetensors", metadata={"format": "pt"})
     vocabulary.write(work)
+    shutil.copyfile(log_file, work / "training.csv")
     (work / "README.md").write_text(card(model, settings, log_file, work / "model.safetensors", hardware))
-    work.chmod(0o755)
+    work.chmod(0o755)  # mkdtemp's and save_file's files are their owner's alone
+    (work / "model.safetensors").chmod(0o644)
     shutil.rmtree(target, ignore_errors=True)
     work.rename(target)
 
@@ -55,6 +58,9 @@ def reference(model: Sam3, raw: dict) -> tuple[dict, dict[str, torch.Tensor]]:
 def card(model: Sam3, settings: Settings, log_file: Path, weights: Path, hardware: str) -> str:
     """The model card: what the model is, what it was trained on and how, and how it scored while it was."""
     from sam3lab.scenes.grammar import COLOURS, HELD_OUT, SHAPES, SIZES, TEXTURES
+    from sam3lab.scenes.specification import MAX_OBJECTS
+
+    attributes = (("shape", SHAPES), ("colour", COLOURS), ("texture", TEXTURES), ("size", SIZES))
 
     rows = log.read(log_file)
     scored = log.validations(rows)
@@ -80,17 +86,21 @@ def card(model: Sam3, settings: Settings, log_file: Path, weights: Path, hardwar
         "",
         "# sam3-nano",
         "",
-        "A small SAM 3 (text-prompted instance segmentation), trained from nothing on rendered scenes by `sam3lab train`.",
-        "It is made for measuring runtimes with accuracy beside speed. It knows the objects below and nothing else.",
+        "A small SAM 3 (text-prompted instance segmentation), trained from nothing on rendered scenes by",
+        "`sam3lab train`. It is made for measuring runtimes with accuracy beside speed. It knows the objects below",
+        "and nothing else.",
         "",
         *table(("fact", "value"), facts.items()),
         "",
         "## Data",
         "",
-        "Scenes of `sam3lab.scenes`, rendered during training: up to 12 objects over crops of scikit-image's photographs",
-        "or over gradients. A prompt names a size, a texture, a colour and a shape in any subset, or lists several such",
-        f"phrases. Shapes: {', '.join(SHAPES)}. Colours: {', '.join(COLOURS)}. Textures: {', '.join(TEXTURES)}. Sizes:",
-        f"{', '.join(SIZES)}. {len(HELD_OUT)} of the {len(SHAPES) * len(COLOURS) * len(TEXTURES)} combinations of shape,",
+        f"Scenes of `sam3lab.scenes`, rendered during training: up to {MAX_OBJECTS} objects over crops of",
+        "scikit-image's photographs or over gradients. A prompt names a size, a texture, a colour and a shape in any subset, or lists",
+        "several such phrases.",
+        "",
+        *table(("attribute", "values"), [(name, ", ".join(words)) for name, words in attributes]),
+        "",
+        f"{len(HELD_OUT)} of the {len(SHAPES) * len(COLOURS) * len(TEXTURES)} combinations of shape,",
         "colour and texture occur in no training scene and no training prompt; the compositional split asks for them.",
         "Training used the seeds from 0 on, which no other split has.",
         "",
@@ -109,7 +119,7 @@ def card(model: Sam3, settings: Settings, log_file: Path, weights: Path, hardwar
         names = [name for name in scored[-1] if name != "seconds"]
         shown = scored[-1:] if len(scored) < 2 else [scored[i * (len(scored) - 1) // 4] for i in range(5)]
         shown = list({row["step"]: row for row in shown}.values())
-        lines += table([n.removeprefix("val_") for n in names], [[f"{row[n]:.4g}" for n in names] for row in shown])
+        lines += table([n.removeprefix("val_") for n in names], [[f"{row[n]:.5g}" for n in names] for row in shown])
     else:
         lines.append("None: the run ended before the first validation.")
     return "\n".join(lines) + "\n"

@@ -16,11 +16,12 @@ NAMES = ("cgf1", "il_mcc", "pmf1", "f1_50", "mask_iou", "presence_accuracy")
 
 @torch.no_grad()
 def overlaps(model: Sam3, batch: batches.Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Presence logits [N], scores [N,K] of the K best queries, IoU of their masks with the K objects [N,K,K] (at the
-    image's resolution), and which objects are asked for [N,K]."""
+    """Presence logits [N], scores [N,M] of the M ≤ K best queries, IoU of their masks with the K objects [N,M,K] (at
+    the image's resolution), and which objects are asked for [N,K]."""
     text_index = torch.arange(len(batch.ids), device=batch.ids.device)
     logits, presence, _, masks, _ = model(batch.pixels, batch.ids, batch.mask, batch.image_index, text_index)
-    best = (logits.float().sigmoid() * presence.float().sigmoid()).topk(batch.relevant.shape[1])
+    best = logits.float().sigmoid() * presence.float().sigmoid()
+    best = best.topk(min(batch.relevant.shape[1], best.shape[1]))
     masks = masks.gather(1, best.indices[..., None, None].expand(-1, -1, *masks.shape[2:]))
     side = batch.pixels.shape[-1]
     found = F.interpolate(masks.float().sigmoid(), (side, side), mode="bilinear").flatten(2) > MASK
@@ -70,7 +71,7 @@ def matthews(said: np.ndarray, true: np.ndarray) -> float:
     tp, tn = float((said & true).sum()), float((~said & ~true).sum())
     fp, fn = float((said & ~true).sum()), float((~said & true).sum())
     below = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
-    return (tp * tn - fp * fn) / below if below else 0.0
+    return float((tp * tn - fp * fn) / below) if below else 0.0
 
 
 def validate(

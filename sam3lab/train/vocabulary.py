@@ -17,12 +17,13 @@ from sam3lab.scenes.grammar import WORDS
 SIZE = 1024
 END = "</w>"
 # Everyday nouns (the classes of COCO, Lin et al. 2014) that fill the vocabulary once the prompts' words are in it.
-NOUNS = """airplane apple backpack banana baseball bat bear bed bench bicycle bird boat book bottle bowl broccoli bus
+NOUNS = """
+airplane apple backpack banana baseball bat bear bed bench bicycle bird boat book bottle bowl broccoli bus
 cake car carrot cat cell chair clock couch cow cup dining dog donut dryer elephant fork fire frisbee giraffe glass
 glove hair handbag horse hot hydrant keyboard kite knife laptop light meter microwave motorcycle mouse orange oven
 parking person phone pizza plant potted refrigerator remote sandwich scissors sheep sign sink skateboard ski snowboard
 spoon sports stop suitcase surfboard table teddy tennis tie toaster toilet toothbrush traffic train truck umbrella vase
-wine zebra""".split()
+wine zebra"""
 
 
 def byte_symbols() -> dict[int, str]:
@@ -63,7 +64,7 @@ def _merge(pieces: list[str], pair: tuple[str, str]) -> None:
 
 def build() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """The vocabulary, token to id, and the merges; the same on every machine as long as data/prompts.csv is."""
-    counts = Counter(dict.fromkeys(NOUNS, 1))
+    counts = Counter(NOUNS.split())
     for prompt in prompts.load():
         for word in re.findall(r"[^\W\d_]+", prompt.text.lower()):
             counts[word] += 10
