@@ -9,9 +9,15 @@ from sam3lab.errors import UserError
 
 # name: (module, function that adds its options, function that runs it, one line of help)
 COMMANDS = {
-    "doctor": ("sam3lab.bench.cli", "add_doctor_arguments", "doctor", "what this machine can run, and why not the rest"),
+    "doctor": (
+        "sam3lab.bench.cli",
+        "add_doctor_arguments",
+        "doctor",
+        "what this machine can run, and why not the rest",
+    ),
     "study": ("sam3lab.study.cli", "add_study_arguments", "study", "run every notebook and write the report"),
     "measure": ("sam3lab.bench.cli", "add_measure_arguments", "measure", "measure a list of cases"),
+    "segment": ("sam3lab.segment", "add_arguments", "run", "find what prompts name in an image of your own"),
     "export": ("sam3lab.export.cli", "add_arguments", "run", "write a checkpoint's ONNX graphs"),
     "train": ("sam3lab.train.cli", "add_arguments", "run", "train sam3-nano on rendered scenes"),
     "figures": ("sam3lab.study.cli", "add_figures_arguments", "figures", "render all figures from stored results"),

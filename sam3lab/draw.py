@@ -68,11 +68,11 @@ def _paint(canvas: np.ndarray, mask: np.ndarray, rgb: tuple[int, int, int], line
     inside, part = mask[window], canvas[window]
     filled = (1 - FILL) * part[inside] + FILL * np.array(rgb)
     part[inside] = np.rint(filled).astype(np.uint8)
-    part[inside & ~_shrunk(inside, line)] = rgb
-    part[~inside & ~_shrunk(~inside, edge)] = INK
+    part[inside & ~shrunk(inside, line)] = rgb
+    part[~inside & ~shrunk(~inside, edge)] = INK
 
 
-def _shrunk(mask: np.ndarray, pixels: int) -> np.ndarray:
+def shrunk(mask: np.ndarray, pixels: int) -> np.ndarray:
     """The mask without what lies within that many steps (up, down, left, right) of its edge; the image's border is no
     edge."""
     for _ in range(pixels):

@@ -48,6 +48,13 @@ class Detections:
         ]
 
 
+def check_thresholds(score: float, mask: float) -> None:
+    """Raises UserError for a threshold outside 0..1."""
+    for name, threshold in (("score", score), ("mask", mask)):
+        if not 0 <= threshold <= 1:
+            raise UserError(f"the {name} threshold {threshold} is no probability; give a number from 0 to 1")
+
+
 def detections(
     outputs: Mapping[str, np.ndarray],
     size: tuple[int, int] | Sequence[tuple[int, int]],
@@ -66,9 +73,7 @@ def detections(
     """
     import torch
 
-    for name, threshold in (("score", score_threshold), ("mask", mask_threshold)):
-        if not 0 <= threshold <= 1:
-            raise UserError(f"the {name} threshold {threshold} is no probability; give a number from 0 to 1")
+    check_thresholds(score_threshold, mask_threshold)
     fields = outputs._asdict() if hasattr(outputs, "_asdict") else outputs
     logits, presence, boxes, masks = (
         torch.from_numpy(np.require(fields[name], np.float32, ["C", "W"]))

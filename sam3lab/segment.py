@@ -60,12 +60,13 @@ def segment(
     from sam3lab.errors import UserError
     from sam3lab.model.checkpoint import check_resolution
     from sam3lab.model.tokenizer import load_tokenizer
-    from sam3lab.postprocess import detections
+    from sam3lab.postprocess import check_thresholds, detections
 
     chosen = backends.get(backend)
     if reason := chosen.unavailable(artifacts.device, artifacts.precision):
         raise UserError(f"the backend {backend} cannot run {artifacts.precision} on {artifacts.device}: {reason}")
     check_resolution(artifacts.resolution)
+    check_thresholds(threshold, mask_threshold)
     result = Segmentation([])
     runner, begin = chosen(), now()
 

@@ -1,11 +1,18 @@
 """One contract for every backend: what it computes, and how it may be used."""
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from sam3lab import backends
 from sam3lab.backends import Artifacts
+from sam3lab.bench.artifacts import to_json
 from sam3lab.errors import UserError
+from sam3lab.export import calibration
+from tests.test_quantize import make_samples
 
 RESOLUTION = 84
 PARITY = 1e-4  # relative error of every output in float32
@@ -120,6 +127,37 @@ def test_an_uploaded_value_is_independent_of_its_array(backend):
     kept = inputs["ids"].copy()
     np.testing.assert_array_equal(backend.download(value), kept)
     assert backend.download(value).dtype == np.int64
+
+
+INT8 = """
+import sys
+from sam3lab import backends
+from sam3lab.backends import Artifacts
+from sam3lab.bench.artifacts import from_json
+import json
+backend = backends.get(sys.argv[1])()
+backend.load(from_json(json.loads(sys.argv[2])))
+print([name for name in ("torch", "transformers", "onnx", "pandas") if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_int8_loads_without_torch_and_computes_nearly_the_same(name, small_checkpoint, reference, monkeypatch):
+    # random weights know no words: ids of their own vocabulary stand in for the scenes' prompts
+    monkeypatch.setattr(calibration, "samples", lambda *_: make_samples(side=RESOLUTION))
+    backend_class = backends.get(name)
+    if reason := backend_class.unavailable("cpu", "int8"):
+        pytest.skip(reason)
+    artifacts = backend_class.prepare(Artifacts(small_checkpoint, RESOLUTION, "int8"))
+    command = [sys.executable, "-c", INT8, name, json.dumps(to_json(artifacts))]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    backend = backend_class()
+    backend.load(artifacts)
+    outputs = run(backend, make_inputs())
+    assert {name: value.shape for name, value in outputs.items()} == {n: v.shape for n, v in reference.items()}
+    errors = {name: relative_error(value, reference[name]) for name, value in outputs.items()}
+    assert 1e-4 < max(errors.values()) < 0.5, errors
+    backend.close()
 
 
 @pytest.mark.parametrize("name", backends.names())

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from sam3lab.bench import environment, memory, records
+from sam3lab.cores import available_cores
 from sam3lab.errors import UserError
 
 
@@ -38,11 +39,11 @@ def test_rows_of_another_environment_are_refused_with_the_difference_and_the_rem
 def test_cores_are_those_this_process_may_use():
     code = (
         "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
-        "from sam3lab.bench.environment import available_cores; print(available_cores())"
+        "from sam3lab.cores import available_cores; print(available_cores())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"
-    assert 1 <= environment.available_cores() <= len(os.sched_getaffinity(0))
+    assert 1 <= available_cores() <= len(os.sched_getaffinity(0))
 
 
 def test_peak_memory_counts_from_the_reset():

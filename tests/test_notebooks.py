@@ -1,6 +1,7 @@
 """The notebooks: their shape, their prose, their parameters, and that each runs from stored results."""
 
 import ast
+import os
 import re
 
 import nbformat
@@ -12,7 +13,8 @@ from sam3lab.study import numbers, parameters, run
 from sam3lab.study.notebook import Study
 from tests import bench_run, study_samples
 
-NAMES = ["00_machine", "01_runtimes", "02_resolution", "03_prompts", "04_memory", "90_report"]
+NAMES = run.names()
+MORE = ("precision", "gallery", "learning_curve")  # figures that are there where the checkpoint was trained here
 BOOKS = {name: nbformat.read(paths.NOTEBOOKS / f"{name}.ipynb", as_version=4) for name in NAMES}
 
 
@@ -30,8 +32,9 @@ def strings(source):
     ]
 
 
-def test_the_study_runs_these_notebooks_in_this_order():
-    assert run.names() == NAMES
+def test_the_study_runs_the_notebooks_in_order_and_the_report_last():
+    assert NAMES[:5] == ["00_machine", "01_runtimes", "02_resolution", "03_prompts", "04_memory"]
+    assert NAMES[-1] == "90_report" and sorted(NAMES) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -50,7 +53,8 @@ def test_a_notebook_asks_a_question_and_is_short(name):
     assert book.cells[0].cell_type == "markdown"
     assert any(re.match(r"# .+\?", cell.source) for cell in book.cells if cell.cell_type == "markdown")
     own = [cell for cell in code(book) if "parameters" not in cell.metadata.get("tags", ())]
-    assert sum(1 for cell in own for line in cell.source.splitlines() if line.strip()) <= 42
+    lines = [line.strip() for cell in own for line in cell.source.splitlines() if line.strip()]
+    assert len([line for line in lines if not line.startswith(('"', 'f"'))]) <= 42  # the rest is prose
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -72,9 +76,14 @@ def test_no_measurement_is_typed_into_the_prose(name):
 
 def test_notebooks_share_their_cases():
     defaults = {name: run.defaults(name) for name in NAMES}
+    scored = {name: defaults["01_runtimes"].pop(name) for name in ("accuracy", "scenes")}
     assert defaults["00_machine"] == defaults["01_runtimes"]
+    precision = defaults["05_precision"]
+    assert scored == {name: precision.pop(name) for name in scored} and precision.pop("precisions") == []
+    own = {key: precision[key] for key in ("rounds", "min_seconds")}
+    assert precision == {key: defaults["01_runtimes"][key] for key in precision} | own
     assert defaults["02_resolution"] == defaults["04_memory"]
-    for key in ("checkpoint", "device", "precision", "image", "prompt", "seed", "min_samples", "min_seconds"):
+    for key in ("checkpoint", "device", "precision", "image", "prompt", "seed", "min_samples"):
         assert len({defaults[name][key] for name in NAMES[:5]}) == 1, key
 
 
@@ -86,6 +95,9 @@ def test_notebooks_share_their_cases():
         ("resolutions", 126, [126]),
         ("backends", "['pytorch', 'openvino']", ["pytorch", "openvino"]),
         ("objects", ("a cat", "dog"), ["a cat", "dog"]),
+        ("precisions", "fp32,int8", ["fp32", "int8"]),
+        ("accuracy", "False", False),
+        ("scenes", "0", 0),
         ("rounds", "3", 3),
         ("min_seconds", 1, 1.0),
         ("measure", "False", False),
@@ -106,6 +118,8 @@ def test_a_parameter_is_read_as_papermill_passes_it(name, given, value):
         ("resolutions", [126, 130]),
         ("resolutions", [126, 126]),
         ("resolutions", "abc"),
+        ("precisions", ["int4"]),
+        ("scenes", -1),
         ("rounds", 0),
         ("rounds", True),
         ("min_seconds", "nan"),
@@ -154,17 +168,51 @@ def test_all_figures_are_rendered_from_stored_results_alone(tmp_path, capfd):
     assert run.figures(str(stored), str(tmp_path / "figures")) == 0, capfd.readouterr()
     names = {
         f"{name}.{kind}"
-        for name in ("machine", "runtimes", "resolution", "prompts", "memory")
+        for name in ("machine", "runtimes", "resolution", "prompts", "memory", *MORE)
         for kind in ("svg", "png")
     }
     assert {path.name for path in (tmp_path / "figures").iterdir()} == names | {"numbers.json"}
     known = numbers.load(tmp_path / "figures" / "numbers.json")
     assert known["runtimes.fastest"]["value"] == "ONNX Runtime"  # OpenVINO is faster, but computes something else
     assert known["report.failed"]["value"] not in ("", "0")
+    assert known["runtimes.cgf1.onnxruntime"]["value"] == 91 and known["runtimes.scenes"]["value"] == "64"
+    # int8 finds something else: its reason and its accuracy are told, its speed is not.
+    assert "scores differ" in known["precision.why.onnxruntime.int8"]["value"]
+    assert known["precision.cgf1.onnxruntime.int8"]["value"] == 89
+    assert known["precision.smaller.onnxruntime.int8"]["value"] == pytest.approx(25 / 8)
+    assert "precision.own.onnxruntime.int8" not in known
+    assert known["precision.own.transformers.bf16.words"]["value"] == "slower than"
 
 
-def test_results_of_a_gpu_are_rendered_too(tmp_path, capfd):
-    books = ("01_runtimes", "04_memory")
+def test_what_is_not_scored_has_no_accuracy_and_no_figure_of_it(tmp_path):
+    import papermill
+
+    backends = ("transformers", "onnxruntime")
+    study_samples.store(tmp_path / "stored", study_samples.cases("cpu", backends))
+    given = {"measure": False, "results": str(tmp_path / "stored"), "run": str(tmp_path / "run"), "accuracy": False}
+    how = {"progress_bar": False, "kernel_name": "python3"}
+    papermill.execute_notebook(paths.NOTEBOOKS / "05_precision.ipynb", tmp_path / "out.ipynb", given, **how)
+    known = numbers.load(tmp_path / "run" / "numbers.json")
+    assert known["precision.own.onnxruntime.int8.words"]["value"] == "faster than"  # its tensors passed
+    assert "precision.scenes" not in known and not (tmp_path / "run" / "figures").exists()
+    assert "cgF1" not in (tmp_path / "run" / "tables" / "precision.csv").read_text().splitlines()[0]
+
+
+def test_random_weights_are_never_scored(tmp_path, monkeypatch):
+    given = {"checkpoint": "sam3", "accuracy": True, "scenes": 8, "run": str(tmp_path), "measure": False}
+    given |= {"results": "", "figures": ""}
+    assert not Study("05_precision", dict(given)).scored
+    assert Study("05_precision", given | {"checkpoint": "sam3-nano"}).scored
+    monkeypatch.setattr("sam3lab.model.checkpoint.DATA", tmp_path)  # where nothing is shipped
+    assert not Study("05_precision", given | {"checkpoint": "sam3-nano"}).scored
+
+
+def test_results_of_a_gpu_are_rendered_too_and_without_torch(tmp_path, capfd, monkeypatch):
+    books = ("00_machine", "01_runtimes", "04_memory")
+    for name in ("torch", "transformers"):
+        (tmp_path / "blocked" / name).mkdir(parents=True)
+        (tmp_path / "blocked" / name / "__init__.py").write_text("raise ImportError('it is not installed')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "blocked"), os.environ.get("PYTHONPATH", "")]))
     stored = study_samples.store(tmp_path / "stored", study_samples.cases("cuda"), notebooks=books)
     assert run.figures(str(stored), str(tmp_path / "figures")) == 0, capfd.readouterr()
     known = numbers.load(tmp_path / "figures" / "numbers.json")

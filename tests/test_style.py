@@ -31,13 +31,19 @@ def draw(name, absolute=False):
     if name == "resolution":
         return figures.resolution(*[frame(["backend", "resolution"], sized, 0.3)] * 2, absolute)
     if name == "prompts":
-        kinds = ["one word", "a description", "objects, one phrase", "objects, a prompt each"]
-        groups = itertools.product(RUNTIMES[:3], kinds, figures.PANELS)
+        groups = itertools.product(RUNTIMES[:3], figures.CONDITIONS, figures.PANELS)
         return figures.prompts(frame(["backend", "condition", "stage"], groups, 0.1))
+    if name == "precision":
+        groups = [
+            (runtime, each) for runtime in RUNTIMES for each in list(style.FILLS)[: 1 + RUNTIMES.index(runtime) % 3]
+        ]
+        pairs = frame(["backend", "precision"], groups, 0.2)
+        scores = pairs.assign(value=91.0, low=88.0, high=94.0)
+        return figures.precision(pairs, scores, [groups[1]], absolute)
     return figures.memory(each.assign(value=900.0), frame(["backend", "resolution"], sized, 1400.0), 252)
 
 
-FIGURES = ["machine", "runtimes", "resolution", "prompts", "memory"]
+FIGURES = ["machine", "runtimes", "resolution", "prompts", "memory", "precision"]
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -82,6 +88,17 @@ def test_drawing_leaves_matplotlibs_settings_alone():
     before = dict(matplotlib.rcParams)
     draw("runtimes")
     assert dict(matplotlib.rcParams) == before
+
+
+def test_names_of_points_stand_apart_and_failed_ones_say_so():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = draw("precision")
+    FigureCanvasAgg(figure).draw()
+    texts = [text for text in figure.axes[0].texts if text.get_text()]
+    boxes = [text.get_window_extent() for text in texts]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert sum("(failed)" in text.get_text() for text in texts) == 1
 
 
 def test_runtimes_keep_their_order_and_unknown_ones_come_last():

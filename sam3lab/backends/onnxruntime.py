@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 
 from sam3lab.backends.base import Artifacts, RawOutputs
-from sam3lab.backends.torch_base import cores, missing, unsupported
+from sam3lab.backends.torch_base import missing, unsupported
+from sam3lab.cores import available_cores
 
-PRECISIONS = {"cpu": ("fp32",), "cuda": ("fp32", "tf32", "fp16")}
+PRECISIONS = {"cpu": ("fp32", "int8"), "cuda": ("fp32", "tf32", "fp16")}
+GRAPHS = {"fp16": "fp16", "int8": "int8"}  # those of the other precisions are float32
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -31,7 +33,7 @@ class OnnxRuntimeBackend:
     def prepare(cls, artifacts: Artifacts) -> Artifacts:
         from sam3lab.export.cache import exported
 
-        return replace(artifacts, graphs=exported(artifacts, "fp16" if artifacts.precision == "fp16" else "fp32"))
+        return replace(artifacts, graphs=exported(artifacts, GRAPHS.get(artifacts.precision, "fp32")))
 
     def load(self, artifacts: Artifacts) -> None:
         import onnxruntime as ort
@@ -39,7 +41,12 @@ class OnnxRuntimeBackend:
         ort.set_default_logger_severity(3)
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.intra_op_num_threads = artifacts.threads or cores()
+        options.intra_op_num_threads = artifacts.threads or available_cores()
+        # else the threads of the stage that ran last go on spinning on the cores that the next stage needs
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if artifacts.precision == "int8":
+            # without VNNI, products of unsigned and signed bytes saturate at 16 bits; this computes them as unsigned ones
+            options.add_session_config_entry("session.x64quantprecision", "1")
         providers: list = [PROVIDERS["cpu"]]
         if artifacts.device == "cuda":
             ort.preload_dlls()  # CUDA and cuDNN from the packages that torch installs

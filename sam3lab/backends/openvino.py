@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 
 from sam3lab.backends.base import Artifacts, RawOutputs
-from sam3lab.backends.torch_base import cores, missing, unsupported
+from sam3lab.backends.torch_base import missing, unsupported
+from sam3lab.cores import available_cores
 from sam3lab.paths import cache_dir
 
-HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
-CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
+HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}  # of what int8 graphs leave in float
+CAPABILITIES = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
 
 
 class OpenVinoBackend:
@@ -33,7 +34,7 @@ class OpenVinoBackend:
     def prepare(cls, artifacts: Artifacts) -> Artifacts:
         from sam3lab.export.cache import exported
 
-        artifacts = replace(artifacts, graphs=exported(artifacts, "fp32"))
+        artifacts = replace(artifacts, graphs=exported(artifacts, "int8" if artifacts.precision == "int8" else "fp32"))
         cls().load(artifacts)  # fills the cache of compiled models
         return artifacts
 
@@ -45,7 +46,7 @@ class OpenVinoBackend:
         hints = {
             "INFERENCE_PRECISION_HINT": HINTS[artifacts.precision],
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": artifacts.threads or cores(),
+            "INFERENCE_NUM_THREADS": artifacts.threads or available_cores(),
             "CACHE_DIR": str(cache_dir("openvino")),
         }
         self.requests = {

@@ -1,20 +1,15 @@
 """What the backends that run in PyTorch share: device, numerics, copies."""
 
 import importlib.util
-import os
 from typing import Any
 
 import numpy as np
 
 from sam3lab.backends.base import Artifacts
+from sam3lab.cores import available_cores
 
 DTYPES = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "tf32", "bf16", "fp16")}
-
-
-def cores() -> int:
-    """How many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def unsupported(device: str, precision: str, precisions: dict[str, tuple[str, ...]]) -> str | None:
@@ -57,7 +52,7 @@ class TorchBackend:
         """Set threads and numerics for this process; returns the torch dtype of the precision."""
         import torch
 
-        torch.set_num_threads(artifacts.threads or cores())
+        torch.set_num_threads(artifacts.threads or available_cores())
         tf32 = artifacts.precision == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         self.device = torch.device(artifacts.device)

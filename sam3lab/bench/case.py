@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,8 @@ from sam3lab.model.config import PATCH
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8", "fp8")
 DEVICES = ("cpu", "cuda")
-MODES = ("speed", "model", "reference")
+MODES = ("speed", "model", "reference", "accuracy")
+_SCENES = re.compile(r"scenes/([^/:]+)(?::([1-9]\d*))?")
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,9 @@ class Case:
     core the process may use. replica: tells apart A/A twins, which are otherwise equal.
 
     mode: "speed" measures every stage; "model" leaves out end_to_end; "reference" measures nothing and only keeps the
-    raw outputs that others are compared with. Raises UserError, naming the field and the remedy, for bad values.
+    raw outputs that others are compared with; "accuracy" measures no time, but what is found in a stored split of
+    scenes (see `accuracy_case`), which is its only image, "scenes/test" or "scenes/test:64", and brings prompts of its
+    own, so that prompts is ("*",) and batch 1. Raises UserError, naming the field and the remedy, for bad values.
     """
 
     checkpoint: str = "sam3-nano"
@@ -60,6 +64,13 @@ class Case:
         if self.resolution % PATCH:
             near = round(self.resolution / PATCH) * PATCH
             raise UserError(f"resolution {self.resolution} is not a multiple of {PATCH}; use {near}")
+        if self.mode == "accuracy":
+            if self.prompts != ("*",) or self.batch != 1:
+                raise UserError(
+                    'an accuracy case has the prompts of its split and batch 1; use prompts=("*",), batch=1'
+                )
+            if len(self.images) != 1 or not _SCENES.fullmatch(self.images[0]):
+                raise UserError(f"images {list(self.images)} name no split; write scenes/test, or scenes/test:64")
 
     @property
     def id(self) -> str:
@@ -70,6 +81,17 @@ class Case:
     def inputs_id(self) -> str:
         """12 hex digits for what the model is fed. Cases that share them must give the same outputs."""
         return _digest([self.checkpoint, self.resolution, self.batch, self.prompts, self.images])
+
+    @property
+    def once(self) -> bool:
+        """Whether it answers in round 0 only, because a second answer would be the same."""
+        return self.mode in ("reference", "accuracy")
+
+    @property
+    def split(self) -> tuple[str, int | None]:
+        """The name of an accuracy case's split, and how many of its scenes count, None for all."""
+        name, scenes = _SCENES.fullmatch(self.images[0]).groups()
+        return name, scenes and int(scenes)
 
     @property
     def pairs(self) -> int:
@@ -92,6 +114,8 @@ class Case:
             parts.append(f"{self.threads} threads")
         if self.mode == "reference":
             parts.append("(reference)")
+        if self.mode == "accuracy":
+            parts.append(f"on {self.images[0]}")
         if self.replica:
             parts.append("(A/A twin)" if self.replica == 1 else f"(A/A twin {self.replica})")
         return " ".join(parts)
@@ -112,6 +136,14 @@ class Case:
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Case))
+
+
+def accuracy_case(case: Case, split: str = "test", scenes: int | None = None) -> Case:
+    """The accuracy twin of a case: the same checkpoint, backend, precision, resolution, device and threads, on the first
+    `scenes` scenes of a stored split, None for all of them. Raises UserError for a bad name or number.
+    """
+    images = (f"scenes/{split}" + ("" if scenes is None else f":{scenes}"),)
+    return dataclasses.replace(case, mode="accuracy", batch=1, prompts=("*",), images=images, replica=0)
 
 
 def _digest(value: Any) -> str:

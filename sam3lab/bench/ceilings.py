@@ -12,6 +12,7 @@ import pandas as pd
 from sam3lab.bench import environment
 from sam3lab.bench.clock import Clock, steady, warm_up
 from sam3lab.bench.statistics import Estimate, median_ci
+from sam3lab.cores import available_cores
 
 COLUMNS = ["ceiling", "precision", "value", "low", "high", "unit", "size", "samples"]
 
@@ -37,7 +38,7 @@ def ceilings(device: str = "cpu", threads: int = 0, seconds: float = 0.3) -> pd.
         found = median_ci(pd.DataFrame({"round": 0, "value": rates}))
         rows.append([ceiling, precision, found.value, found.low, found.high, unit, size, len(rates)])
 
-    with _settings(threads or environment.available_cores()):
+    with _settings(threads or available_cores()):
         size = 2**30 if gpu else 2**27
         source = torch.ones(size, dtype=torch.uint8, device=device)
         add("copy", "bytes", 2 * size, "GB/s", size, partial(torch.empty_like(source).copy_, source))

@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+MODES_HELP = "speed; model, without the end-to-end stage; or accuracy, on a split's scenes (default: %(default)s)"
+
 
 def add_measure_arguments(parser: argparse.ArgumentParser) -> None:
     """A case is measured for each combination of the backends, precisions, resolutions and batches that are named."""
@@ -33,7 +35,9 @@ def add_measure_arguments(parser: argparse.ArgumentParser) -> None:
     add("--image", action="append", help="a bundled photograph, a file or a folder; repeatable (default: astronaut)")
     add("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU, else cpu")
     add("--threads", type=int, default=0, help="CPU threads (default: every core this process may use)")
-    add("--mode", default="speed", help="speed; or model, without the end-to-end stage (default: %(default)s)")
+    add("--mode", default="speed", help=MODES_HELP)
+    add("--split", help="of the stored scenes, for mode accuracy: test or compositional (default: test)")
+    add("--scenes", type=int, metavar="N", help="the first N scenes of the split (default: all)")
     add("--rounds", type=int, default=5, help="processes a case, interleaved with the others' (default: %(default)s)")
     add("--min-samples", type=int, default=50, help="a stage, over all rounds (default: %(default)s)")
     add("--min-seconds", type=float, default=2.0, help="a stage, over all rounds (default: %(default)s)")
@@ -106,6 +110,12 @@ def _measure(args: argparse.Namespace) -> int:
     if not named:
         failures = failures[failures["status"] != "skipped"]
     console = Console() if sys.stdout.isatty() else Console(width=180)
+    found = results.accuracy(run_dir)
+    place = {case: number for number, case in enumerate(rows["case"].unique())}
+    found = found[found["case"].isin(place)].sort_values("case", key=lambda ids: ids.map(place))
+    rows = rows[rows["phase"] != "accuracy"]
+    if len(found):
+        console.print(tables.accuracy(found, run_dir))
     if len(rows):
         console.print(tables.medians(rows))
         console.print(tables.twins(rows))
@@ -121,7 +131,7 @@ def _cases(args: argparse.Namespace) -> tuple[list, bool]:
     from pathlib import Path
 
     from sam3lab import backends, images
-    from sam3lab.bench.case import Case
+    from sam3lab.bench.case import Case, accuracy_case
     from sam3lab.bench.nvml import gpu
     from sam3lab.errors import UserError
     from sam3lab.model import checkpoint
@@ -144,10 +154,18 @@ def _cases(args: argparse.Namespace) -> tuple[list, bool]:
         "images": images.expand(args.image or ["astronaut"]),
         "device": args.device or ("cuda" if gpu() else "cpu"),
         "threads": args.threads,
-        "mode": args.mode,
     }
+    if args.mode != "accuracy" and (args.split or args.scenes is not None):
+        raise UserError("--split and --scenes say what accuracy is measured on; add --mode accuracy")
+    if args.mode == "accuracy" and (args.prompt or args.image or args.batch):
+        raise UserError(
+            "a split has images and prompts of its own, one image a call; leave out --prompt, --image, --batch"
+        )
+    mode = "model" if args.mode == "accuracy" else args.mode
     cases = [
-        Case(backend=backend, precision=precision, resolution=resolution, batch=batch, **common)
+        Case(backend=backend, precision=precision, resolution=resolution, batch=batch, mode=mode, **common)
         for backend, precision, resolution, batch in chosen
     ]
+    if args.mode == "accuracy":
+        cases = [accuracy_case(case, args.split or "test", args.scenes) for case in cases]
     return cases, args.backend is not None

@@ -76,6 +76,14 @@ def predictions(pair_ids: Iterable[int], found: Iterable[Detections]) -> list[di
     return [record for pair, detections in couples for record in detections.to_coco(int(pair), CATEGORY["id"])]
 
 
+def by_pair(path: Path) -> dict[int, list[dict[str, Any]]]:
+    """A file of COCO results, by image_id. Raises OSError or ValueError for one that cannot be read."""
+    found: dict[int, list] = {}
+    for entry in json.loads(path.read_text(encoding="utf-8")):
+        found.setdefault(entry["image_id"], []).append(entry)
+    return found
+
+
 def boxes(masks: np.ndarray) -> np.ndarray:
     """The smallest boxes [k,4], x0 y0 x1 y1 in pixels, that hold the masks bool [k,H,W]; 0 for an empty one."""
     found = np.zeros((len(masks), 4))

@@ -3,7 +3,6 @@
 import hashlib
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sam3lab.bench.nvml import gpu
+from sam3lab.cores import available_cores
 from sam3lab.paths import ROOT
 
 PACKAGES = (
@@ -51,6 +51,7 @@ _CODE = (
     "images.py",
     "postprocess.py",
     *(f"bench/{name}.py" for name in ("clock", "inputs", "memory", "stages", "worker")),
+    *(f"bench/{name}.py" for name in ("accuracy", "average_precision", "coco", "predict", "scene_inputs")),
 )
 
 
@@ -87,17 +88,6 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[A
     """The facts, of those that must be equal, that are not: key to both values."""
     keys = sorted((set(one) | set(other)) - set(VOLATILE))
     return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
-
-
-def available_cores() -> int:
-    """How many CPU threads this process can run at once: its affinity, less where a control group's quota says less."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no control group of version 2, or no limit ("max")
-        pass
-    return cores
 
 
 def version(package: str) -> str | None:

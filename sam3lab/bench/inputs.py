@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,30 @@ class Inputs:
             yield name, getattr(self, name)
         for i, data in enumerate(self.jpegs):
             yield f"jpeg_{i}", np.frombuffer(data, np.uint8)
+
+
+def place(run_dir: Path, case: Case) -> Path:
+    """Where a run keeps what a case is fed."""
+    return run_dir / "inputs" / f"{case.inputs_id}.npz"
+
+
+def keep(run_dir: Path, case: Case, checkpoint: Path) -> None:
+    """The inputs on disk, with their ground truth if they have one; those of an earlier call are kept, so that all rounds
+    have the same. Raises UserError as `build` and scene_inputs.build do.
+    """
+    from sam3lab.bench import scene_inputs
+
+    path, truth = place(run_dir, case), None
+    if case.mode == "accuracy":
+        truth = scene_inputs.truth_path(run_dir, case)
+    try:
+        (Inputs if truth is None else scene_inputs.SceneInputs).load(path)
+        if truth is None or truth.exists():
+            return
+    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile):
+        pass
+    made = build(case, checkpoint) if truth is None else scene_inputs.build(case, checkpoint, truth)
+    made.save(path)
 
 
 def build(case: Case, checkpoint: Path) -> Inputs:

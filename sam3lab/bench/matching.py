@@ -40,7 +40,7 @@ def agreement(reference: dict[str, np.ndarray], other: dict[str, np.ndarray], sc
         mask = mask_iou(reference["masks"][n][a] > 0, other["masks"][n][b] > 0)
         certain_a, certain_b = score_a[a] > SCORE_THRESHOLD, score_b[b] > SCORE_THRESHOLD
         expected += int(certain_a.sum() + certain_b.sum())
-        for i, j in _couples(np.where(box >= BOX_IOU, box + mask, 0.0)):
+        for i, j in couples(np.where(box >= BOX_IOU, box + mask, 0.0)):
             if not (certain_a[i] or certain_b[j]):
                 continue
             matched += int(certain_a[i]) + int(certain_b[j])
@@ -70,21 +70,21 @@ def mask_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return _ratio(shared, a.sum(1)[:, None] + b.sum(1)[None] - shared, empty=1.0)
 
 
+def couples(similarity: np.ndarray) -> list[tuple[int, int]]:
+    """Row and column of each greatest entry above 0, each row and column at most once."""
+    left, chosen = similarity.copy(), []
+    while left.size and left.max() > 0:
+        i, j = np.unravel_index(left.argmax(), left.shape)
+        chosen.append((int(i), int(j)))
+        left[i], left[:, j] = 0, 0
+    return chosen
+
+
 def _scores(outputs: dict[str, np.ndarray], n: int) -> np.ndarray:
     # Clipped so that no exponential overflows; the sigmoid is 0 or 1 in float32 long before.
     logits = np.clip(outputs["logits"][n].astype(np.float64), -60, 60)
     presence = np.clip(outputs["presence"][n].astype(np.float64), -60, 60)
     return 1 / (1 + np.exp(-logits)) / (1 + np.exp(-presence))
-
-
-def _couples(similarity: np.ndarray) -> list[tuple[int, int]]:
-    """Row and column of each greatest entry above 0, each row and column at most once."""
-    left, couples = similarity.copy(), []
-    while left.size and left.max() > 0:
-        i, j = np.unravel_index(left.argmax(), left.shape)
-        couples.append((int(i), int(j)))
-        left[i], left[:, j] = 0, 0
-    return couples
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray, empty: float) -> np.ndarray:

@@ -12,6 +12,8 @@ is used, so that no runtime judges itself.
 Text features count at tokens only: what stands at padding is never read. `presence` holds one log-odds a pair, which may
 itself lie near zero, where a relative error means nothing; it also passes where max_abs, in log-odds, is within the same
 limit (a probability is off by at most a quarter of that). A NaN or infinity fails.
+
+Accuracy cases are compared by what they detect in a whole split, with limits of their own: see `split_parity`.
 """
 
 import json
@@ -21,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from sam3lab.bench import files, records
+from sam3lab.bench import files, records, split_parity
 from sam3lab.bench.case import Case
 from sam3lab.bench.matching import agreement
 
@@ -109,7 +111,9 @@ def judge(run_dir: Path, case: Case, reference: Case) -> dict[str, Any]:
         outputs = records.outputs_path(run_dir, reference), records.outputs_path(run_dir, case)
         about = {"case": case.id, "label": case.label, "reference": reference.id}
         about |= {"backend": case.backend, "precision": case.precision}
-        verdict = about | compare(*outputs, case.precision)
+        verdict = about | (
+            split_parity.compare(*outputs) if case.mode == "accuracy" else compare(*outputs, case.precision)
+        )
         files.write_json(path, verdict)
     return verdict
 

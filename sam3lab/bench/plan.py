@@ -19,16 +19,20 @@ def reference_of(case: Case, cases: Sequence[Case], reference: str = REFERENCE) 
         for other in cases
         if (other.backend, other.precision, other.replica) == (reference, "fp32", 0)
         and other.inputs_id == case.inputs_id
+        and (other.mode == "accuracy") == (case.mode == "accuracy")
     ]
     return min(found, key=lambda other: other.device != case.device, default=None)
 
 
 def with_references(cases: Sequence[Case], reference: str = REFERENCE) -> list[Case]:
-    """The cases, each once, and a case of mode "reference" for every set of inputs whose reference is not among them."""
+    """The cases, each once, and for every set of inputs whose reference is not among them that one: a case of mode
+    "reference", or of mode "accuracy" for a split.
+    """
     whole = list(dict.fromkeys(cases))
     for case in cases:
         if reference_of(case, whole, reference) is None:
-            whole.append(replace(case, backend=reference, precision="fp32", mode="reference", replica=0))
+            mode = "accuracy" if case.mode == "accuracy" else "reference"
+            whole.append(replace(case, backend=reference, precision="fp32", mode=mode, replica=0))
     return whole
 
 
@@ -38,7 +42,8 @@ def twin(case: Case) -> Case:
 
 
 def steps(cases: Sequence[Case], rounds: int, seed: int) -> list[tuple[Case, int]]:
-    """Case-rounds, round by round, each round in an order of its own; references answer once, in round 0.
+    """Case-rounds, round by round, each round in an order of its own; references and accuracy cases
+    answer once, in round 0.
 
     Sorting by a hash of seed, round and case makes a random order in which no case's place depends on the others'.
     """
@@ -50,5 +55,5 @@ def steps(cases: Sequence[Case], rounds: int, seed: int) -> list[tuple[Case, int
         (case, round_)
         for round_ in range(rounds)
         for case in sorted(cases, key=lambda case: key(case, round_))
-        if round_ == 0 or case.mode != "reference"
+        if round_ == 0 or not case.once
     ]

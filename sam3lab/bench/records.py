@@ -5,6 +5,7 @@
     results/<case>-r<round>.json        the mark: how that case-round ended, with the Parquet file's SHA-256
     results/environment-<digest>.json   what was measured on
     inputs/, outputs/                   what the backends were fed, and what they answered in round 0
+    predictions/<case>.json             what was found in the scenes of a split, and truth-<split>.json, what is there
     parity/<case>.json                  that answer beside the reference's
     logs/, work/                        the workers' output, and what passes between processes
 
@@ -90,6 +91,9 @@ def mark_path(run_dir: Path, case: Case, round_: int) -> Path:
 
 
 def outputs_path(run_dir: Path, case: Case) -> Path:
+    """What a case computed in round 0: raw outputs, or an accuracy case's predictions as COCO results."""
+    if case.mode == "accuracy":
+        return run_dir / "predictions" / f"{case.id}.json"
     return run_dir / "outputs" / f"{case.id}.npz"
 
 

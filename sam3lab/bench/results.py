@@ -1,5 +1,6 @@
 """Reading what was measured: from a run's directory, or from what `consolidate` made of one."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,14 @@ from typing import Any
 import pandas as pd
 
 from sam3lab.bench import files, parity, records
+from sam3lab.bench.accuracy import Accuracy
 from sam3lab.bench.case import FIELDS, Case
 from sam3lab.errors import UserError
 
 _ROWS, _PARITY, _FAILURES, _ENVIRONMENT = "results.parquet", "parity.parquet", "failures.parquet", "environment.json"
+_COMPARED = {"expected": "compared", "matched": "agreeing"} | {
+    name: name for name in ("mask_iou_mean", "mask_iou_min", "box_iou_min", "score_difference", "reason")
+}
 _FAILURE_COLUMNS = ["case", "label", "round", "status", "reason", "log"]
 
 
@@ -19,12 +24,14 @@ def load(run_dir: Path) -> pd.DataFrame:
 
     Columns: run_id, case, label, round, stage, phase, metric, value, unit, sample, parity, and every field of Case.
 
-    stage      image, text, detect, pipeline, pipeline_cached, end_to_end; or process, for what is no stage's
-    phase      load, first, warmup, steady, memory
+    stage      image, text, detect, pipeline, pipeline_cached, end_to_end; or process, for what is no stage's; or the
+               split of an accuracy case
+    phase      load, first, warmup, steady, memory, accuracy
     metric     wall, cuda_event (ms). Of the process, s: process_start (spawn to the worker's first line), import, load,
                startup (spawn to the first pipeline's result). MB (10^6 bytes): rss (after load), rss_peak_startup (up to
                the first result), rss_peak (over warm-up and steady state of all stages but end_to_end), gpu (after load),
-               gpu_peak, torch_allocated_peak, torch_reserved_peak.
+               gpu_peak, torch_allocated_peak, torch_reserved_peak. Of an accuracy case: scenes, and the fields of
+               bench.accuracy.Accuracy (see `accuracy`).
     parity     passed, failed, reference, or missing where there was nothing to compare with
 
     Raises UserError for rows of several environments, a damaged file, or a directory that is none of ours.
@@ -60,6 +67,26 @@ def failures(run_dir: Path) -> pd.DataFrame:
             reason = "; ".join(f"{outputs}: {reason}" for reason, outputs in reasons.items())
             found.append(_failure(first[case], "parity", reason))
     return _with(tuple, pd.DataFrame(found, columns=[*_FAILURE_COLUMNS, *FIELDS]))
+
+
+def accuracy(run_dir: Path) -> pd.DataFrame:
+    """One row for each accuracy case that is done: case, label, every field of Case, split, and
+
+    - scenes and the fields of bench.accuracy.Accuracy: how right it is;
+    - parity (as in `load`), compared (detections at a score of 0.5 of both sides, its own and the fp32 reference's),
+      agreeing (those of them with a partner on the other side), mask_iou_mean, mask_iou_min, box_iou_min,
+      score_difference over the couples, NaN where there was nothing to compare with, and reason, why parity failed:
+      whether it finds what the reference finds in the whole split (see bench.split_parity).
+    """
+    rows = load(run_dir)
+    rows = rows[rows["phase"] == "accuracy"]
+    about = rows.drop_duplicates("case").set_index("case")[["label", *FIELDS, "stage", "parity"]]
+    kinds = {"scenes": int} | {field.name: field.type for field in dataclasses.fields(Accuracy)}
+    values = rows.pivot(index="case", columns="metric", values="value").reindex(columns=list(kinds))
+    values = values.astype({name: "int64" for name, kind in kinds.items() if kind is int})
+    compared = parity_rows(run_dir).set_index("case")
+    compared = compared.loc[compared.index.isin(about.index), list(_COMPARED)].rename(columns=_COMPARED)
+    return about.rename(columns={"stage": "split"}).join(values).join(compared).reset_index()
 
 
 def parity_rows(run_dir: Path) -> pd.DataFrame:

@@ -2,16 +2,15 @@
 
 import json
 import os
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sam3lab.bench import environment, parity, plan, process, records
+from sam3lab.bench import environment, inputs, parity, plan, process, records, scene_inputs
 from sam3lab.bench.case import Case
-from sam3lab.bench.inputs import Inputs, build
 from sam3lab.bench.progress import Progress
+from sam3lab.cores import available_cores
 from sam3lab.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,8 +36,9 @@ def measure(
     Each stage of each case gets at least `min_samples` samples and `min_seconds` seconds over its `rounds` together.
     Every round has an order of its own, seeded. `timeout`: seconds for one case-round. The fp32 case of the backend
     `reference` is added where it is not among the cases, and an A/A twin of the first case that runs where there is
-    none. What cannot run here is recorded as skipped; a worker that crashes or hangs is recorded as failed, its case's
-    later rounds are left out, and the run goes on (see results.failures). `retry_failed` tries recorded failures again.
+    none. Accuracy cases run once, whatever the rounds. What cannot run here is recorded as skipped; a worker that
+    crashes or hangs is recorded as failed, its case's later rounds are left out, and the run goes on (see
+    results.failures). `retry_failed` tries recorded failures again.
 
     A run that was interrupted, by Ctrl-C or kill -9, is resumed by the same call: finished case-rounds are kept, and the
     worker that ran is gone. Raises UserError for bad arguments, an unknown backend, checkpoint or image, a prompt that
@@ -112,7 +112,7 @@ class _Run:
 
     def _twin(self, cases: list[Case]) -> Case | None:
         """The A/A twin that the run has, or else of the first case that ran: one that crashes says nothing of noise."""
-        own = [case for case in cases if case.mode != "reference"]
+        own = [case for case in cases if not case.once]
         known = (case for case in own if records.case_marks(self.run_dir, plan.twin(case)))
         ran = (case for case in own if records.is_done(self.run_dir, case, 0))
         first = next(known, None) or next(ran, None)
@@ -120,7 +120,7 @@ class _Run:
 
     def _prepare(self, case: Case, rounds: int, talk: Progress) -> bool:
         """Whether the case can run here. What it loads is on disk then, if any of its rounds are still to be run."""
-        wanted = range(1 if case.mode == "reference" else rounds)
+        wanted = range(1 if case.once else rounds)
         if failure := records.failure(self.run_dir, case):
             return failure["during"] == "measure"
         if all(records.is_done(self.run_dir, case, round_) for round_ in wanted):
@@ -132,7 +132,7 @@ class _Run:
             talk.say(f"{case.label}: {answer['status']}, {answer['reason']}")
             return False
         self._same_weights(case, answer["checkpoint_sha256"])
-        self._inputs(case, Path(answer["artifacts"]["checkpoint"]))
+        inputs.keep(self.run_dir, case, Path(answer["artifacts"]["checkpoint"]))
         return True
 
     def _answer(self, case: Case, talk: Progress) -> dict[str, Any]:
@@ -163,7 +163,8 @@ class _Run:
         job = {
             "case": case.to_json(),
             "artifacts": answer["artifacts"],
-            "inputs": str(self._inputs_path(case)),
+            "inputs": str(inputs.place(self.run_dir, case)),
+            "truth": str(scene_inputs.truth_path(self.run_dir, case)) if case.mode == "accuracy" else None,
             "samples": self.samples,
             "seconds": self.seconds,
             "outputs": str(outputs) if round_ == 0 else None,
@@ -223,14 +224,6 @@ class _Run:
                     "(its SHA-256 has changed); choose another run name"
                 )
 
-    def _inputs(self, case: Case, checkpoint: Path) -> None:
-        """The inputs on disk; those of an earlier call are kept, so that all rounds have the same."""
-        path = self._inputs_path(case)
-        try:
-            Inputs.load(path)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            build(case, checkpoint).save(path)
-
     def _past(self, cases: list[Case]) -> dict[str, list[float]]:
         known = {case.id: [] for case in cases}
         for mark in records.marks(self.run_dir):
@@ -238,12 +231,9 @@ class _Run:
                 known[mark["case"]].append(mark["seconds"])
         return known
 
-    def _inputs_path(self, case: Case) -> Path:
-        return self.run_dir / "inputs" / f"{case.inputs_id}.npz"
-
     def _log(self, name: str) -> Path:
         return self.run_dir / "logs" / f"{name}.log"
 
     @staticmethod
     def _threads(case: Case) -> int:
-        return case.threads or environment.available_cores()
+        return case.threads or available_cores()

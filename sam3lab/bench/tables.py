@@ -48,6 +48,33 @@ def twins(rows: pd.DataFrame) -> Table:
     return table
 
 
+def accuracy(frame: pd.DataFrame, run_dir: Path) -> Table:
+    """Rows of results.accuracy: measures with their 95% intervals, agreement with the fp32 reference, predictions."""
+    columns = "case", "cgF1", "IL_MCC", "pmF1", "mask AP", "mean IoU", "parity", "agreement", "predictions"
+    table = _table("Accuracy with 95% intervals; detections beside those of the fp32 reference", *columns)
+    for line in frame.itertuples():
+        agreement = (
+            ""
+            if line.parity in ("reference", "missing")
+            else (
+                f"{line.agreeing:.0f} of {line.compared:.0f}, mask IoU {line.mask_iou_mean:.4f} "
+                f"(least {line.mask_iou_min:.3f}), scores within {line.score_difference:.2g}"
+            )
+        )
+        table.add_row(
+            line.label,
+            f"{line.cgf1:.2f} [{line.cgf1_low:.2f}, {line.cgf1_high:.2f}]",
+            f"{line.il_mcc:.3f}",
+            f"{line.pmf1:.3f}",
+            f"{line.ap:.3f} [{line.ap_low:.3f}, {line.ap_high:.3f}]",
+            f"{line.mean_iou:.3f}",
+            _styled(line.parity),
+            agreement,
+            str(run_dir / "predictions" / f"{line.case}.json"),
+        )
+    return table
+
+
 def failures(frame: pd.DataFrame, run_dir: Path) -> Table:
     """What failed, hung, was skipped or does not agree, with its log."""
     table = _table("Failures", "case", "round", "status", "reason", "log")

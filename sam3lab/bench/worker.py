@@ -2,14 +2,15 @@
 
 The job names the case, what to load, the inputs, how many samples to take, and where measurements and raw outputs go.
 Samples stay in memory until all is measured. Nothing here imports torch or a runtime before the backend does itself;
-end_to_end, whose host side needs torch, comes after memory was read.
+end_to_end, whose host side needs torch, comes after memory was read. An accuracy case is `predict`'s.
 """
 
 import time
 
 _ENTERED = time.perf_counter_ns()
 
-import json  # noqa: E402 (the clock is read before anything else is imported)
+import gc  # noqa: E402 (the clock is read before anything else is imported)
+import json  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -32,6 +33,11 @@ def main(job_file: str, spawned: str) -> None:
     job = json.loads(Path(job_file).read_text())
     child.tie_to_parent(job["parent"])
     case = Case.from_json(job["case"])
+    if case.mode == "accuracy":
+        from sam3lab.bench import predict
+
+        Path(job["out"]).write_text(json.dumps(predict.answer(case, job)))
+        return
     worker = _Worker(case, int(spawned))
     worker.load(artifacts.from_json(job["artifacts"]))
     worker.first(Inputs.load(Path(job["inputs"])))
@@ -86,6 +92,7 @@ class _Worker:
     def steady(self, samples: int, seconds: float) -> dict[str, Any]:
         """Warm-up and steady state of the stages of the model, then memory; gives facts about how."""
         at_startup = memory.rss_peak()
+        gc.freeze()  # what is loaded stays: the collections between the stages need not go through it again
         facts = {"rss_peak_was_reset": memory.reset_rss_peak()}
         for stage in (*PARTS, *WHOLES):
             self._steady(stage, getattr(self.stages, stage), samples, seconds)
@@ -111,7 +118,7 @@ class _Worker:
     def _steady(self, stage: str, call: Callable[[], Any], samples: int, seconds: float) -> None:
         _tell(stage)
         for phase, taken in (
-            ("warmup", warm_up(self._clock, call)),
+            ("warmup", warm_up(self._clock, call, seconds=seconds)),  # no longer than what it prepares
             ("steady", steady(self._clock, call, samples, seconds)),
         ):
             self._series(stage, phase, taken.wall, taken.event)

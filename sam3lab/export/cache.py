@@ -5,8 +5,10 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from sam3lab.errors import UserError
 from sam3lab.export import manifest
@@ -29,10 +31,15 @@ def graphs(checkpoint: Path, resolution: int, precision: str, opset: int | None 
     versions = {name: version(name) for name in ("torch", "onnx", "onnxscript")}
     content = [fingerprint(checkpoint), resolution, precision, opset, versions, sources]
     target = cache_dir("graphs") / hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
+    return entry(target, lambda work: onnx.export(checkpoint, work, resolution, precision, opset))
+
+
+def entry(target: Path, make: Callable[[Path], Any]) -> Path:
+    """`target`, which `make` fills, given an empty directory beside it, unless it is there; verified each time."""
     if not target.exists():
         work = Path(tempfile.mkdtemp(dir=target.parent))
         try:
-            onnx.export(checkpoint, work, resolution, precision, opset)
+            make(work)
             os.rename(work, target)  # whole or not at all
         except OSError:
             if not target.exists():  # else another process was first
@@ -46,8 +53,13 @@ def graphs(checkpoint: Path, resolution: int, precision: str, opset: int | None 
 def exported(artifacts, precision: str) -> Path:
     """The graphs in that precision for a backend's `Artifacts`: its own directory, verified, or the cached ones.
 
-    Raises UserError where its own directory was exported from or for something else.
+    Cached int8 graphs are calibrated on training scenes, see export.calibration. Raises UserError where its own directory was exported from or for something else.
     """
+    if artifacts.graphs is None and precision == "int8":
+        from sam3lab.export import calibration, quantize
+
+        samples = calibration.samples(artifacts.checkpoint, artifacts.resolution)
+        return quantize.graphs(artifacts.checkpoint, artifacts.resolution, samples)
     if artifacts.graphs is None:
         return graphs(artifacts.checkpoint, artifacts.resolution, precision)
     found = manifest.verify(artifacts.graphs)

@@ -20,9 +20,6 @@ What is not treated so:
 import hashlib
 import json
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -81,18 +78,7 @@ def graphs(checkpoint: Path, resolution: int, samples: Iterable[Sample]) -> Path
     content = [manifest.verify(source), digest(samples), version("onnxruntime"), sources]
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
     target = cache_dir("graphs") / f"int8-{key}"
-    if not target.exists():
-        work = Path(tempfile.mkdtemp(dir=target.parent))
-        try:
-            quantize(source, work, samples)
-            os.rename(work, target)  # whole or not at all
-        except OSError:
-            if not target.exists():  # else another process was first
-                raise
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    manifest.verify(target)
-    return target
+    return cache.entry(target, lambda work: quantize(source, work, samples))
 
 
 def quantize(source: Path, output: Path, samples: Sequence[Sample]) -> dict:

@@ -41,6 +41,11 @@ def resolve(name: str) -> Path:
     raise UserError(f"no checkpoint {name!r}: give {HUB}, {', '.join(ARCHITECTURES)}, or an existing directory")
 
 
+def is_random(name: str) -> bool:
+    """Whether `resolve` gives a checkpoint of that name seeded random weights; nothing is made for the answer."""
+    return name in ARCHITECTURES and not (DATA / "checkpoints" / name / "config.json").exists()
+
+
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError

@@ -101,8 +101,8 @@ def shown(judged):
 
 
 def skipped(failures) -> dict[str, str]:
-    """{backend: why} of the runtimes that the machine cannot run, from results.failures' frame."""
-    those = failures[failures["status"] == "skipped"]
+    """{backend: why} of the runtimes that the machine cannot run in fp32, from results.failures' frame."""
+    those = failures[(failures["status"] == "skipped") & (failures["precision"] == "fp32")]
     return dict(zip(those["backend"], those["reason"], strict=True))
 
 

@@ -4,13 +4,19 @@ import math
 
 from sam3lab.study import panels
 from sam3lab.study.numbers import digits
-from sam3lab.study.style import BAND, INK, MUTED, STAGES, look, new, ordered, styled
+from sam3lab.study.style import BAND, FILLS, INK, MUTED, STAGES, look, new, ordered, styled
 
 PANELS = {
     "pipeline": "Whole pipeline",
     "text": "Text stage alone",
     "detect": "Detector alone",
     "pipeline_cached": "Pipeline, text features cached",
+}
+CONDITIONS = {
+    "word": "one word",
+    "description": "a description",
+    "phrase": "objects, one phrase",
+    "several": "objects, a prompt each",
 }
 
 
@@ -59,7 +65,7 @@ def runtimes(total, stages, absolute: bool = False):
             left += width
     bottom.set_xlim(0, panels.reach(total, stages.groupby("backend")["value"].sum().max()))
     bottom.set_xlabel("latency, ms" if absolute else "latency relative to PyTorch (transformers)", loc="right")
-    panels.title(bottom, "b", "Stage by stage")
+    panels.title(bottom, "b", "Each stage by itself")
     panels.stage_legend(figure)
     return figure
 
@@ -87,14 +93,14 @@ def resolution(relative, growth, absolute: bool = False):
 def prompts(frame):
     """What a prompt costs, by kind: the pipeline, its prompt-dependent stages, and the pipeline with cached text.
 
-    frame: backend, condition, stage, value, low, high relative to the same runtime's pipeline with one word.
+    frame: backend, condition (of CONDITIONS), stage, value, low, high relative to the same runtime's pipeline with a word.
     """
-    conditions, names = list(dict.fromkeys(frame["condition"])), ordered(frame["backend"])
+    conditions, names = [each for each in CONDITIONS if each in set(frame["condition"])], ordered(frame["backend"])
     stages = [stage for stage in PANELS if stage in set(frame["stage"])]
     figure, axes = new(0.8 + (0.3 + 0.23 * len(conditions)) * len(stages), len(stages), sharex=True, squeeze=False)
     step = 0.66 / max(len(names) - 1, 1)
     for letter, stage, axis in zip("abcd", stages, axes[:, 0], strict=False):
-        panels.rows(axis, conditions)
+        panels.rows(axis, [CONDITIONS[each] for each in conditions])
         for row in range(0, len(conditions), 2):
             axis.axhspan(row - 0.5, row + 0.5, color=BAND, lw=0, zorder=-1)
         panels.reference(axis, 1)
@@ -137,4 +143,49 @@ def memory(loaded, peak, side: int):
     panels.lines(bottom, peak)
     bottom.set(ylabel=unit, xlabel="side of the image, pixels", xticks=sorted(peak["resolution"].unique()))
     panels.title(bottom, "b", "Peak by size of the image")
+    return figure
+
+
+@styled
+def precision(latency, score, failed=(), absolute: bool = False):
+    """Accuracy against latency: a point a runtime and precision, each named, with intervals both ways.
+
+    latency: backend, precision, value, low, high relative to native PyTorch in fp32, or in ms where `absolute`. score:
+    backend, precision, value, low, high of cgF1. failed: the (backend, precision) that detect something else than the
+    reference; their names are grey and say so. What lacks either value is left out.
+    """
+    keys = ["backend", "precision"]
+    both = latency.merge(score, on=keys, suffixes=("", "_score")).sort_values(["value", *keys])
+    wrong = {(backend, precision) for backend, precision in failed}
+    groups = list(both[keys].itertuples(index=False, name=None))
+    names = [f"{look(key[0]).label} {key[1]}{' (failed)' if key in wrong else ''}" for key in groups]
+    right = panels.reach(both)
+    left = max(0, 1.1 * both["low"].min() - 0.1 * right)
+    # Names form stairs, so that no line to a name crosses another: up to the left above, down to the right below. A name
+    # stands below where it has room at the left of its point, at 0.065 inches a letter.
+    wide = [0.065 * len(name) for name in names]
+    has_room = [(each - left) / (right - left) * 2.7 > width for each, width in zip(both["value"], wide, strict=True)]
+    least = (len(both) + 1) // 2
+    above = next(count for count in range(least, len(both) + 1) if all(has_room[count:]))
+    over, under = 0.15 * above + 0.1, 0.15 * (len(both) - above) + 0.1  # inches for names
+    figure, axis = new(1.6 + over + under)
+    for _, each in both.iterrows():
+        seen = look(each["backend"])
+        panels.cross(axis, each, seen, FILLS[each["precision"]])
+    low, high = both["low_score"].min(), both["high_score"].max()
+    span = (high - low) or 1.0
+    tall = figure.get_figheight() - 0.65  # inches of the axes, but for ticks and labels
+    unit = span / (tall - over - under)  # of the score, in an inch
+    axis.set_ylim(low - under * unit, high + over * unit)
+    axis.set_yticks([tick for tick in axis.get_yticks() if low - 0.1 * span <= tick <= high + 0.1 * span])
+    axis.set_xlim(left, right)
+    for row, (key, (_, each)) in enumerate(zip(groups, both.iterrows(), strict=True)):
+        upper = row < above
+        step = above - row if upper else row - above + 1
+        edge, gap = (each["high_score"], 0.15) if upper else (each["low_score"], -0.15)
+        place = (high if upper else low) + (step - 0.4) * gap * unit
+        panels.name(
+            axis, each["value"], edge, place, names[row], MUTED if key in wrong else INK, "left" if upper else "right"
+        )
+    axis.set(ylabel="cgF1", xlabel="latency, ms" if absolute else "latency relative to PyTorch (transformers), fp32")
     return figure

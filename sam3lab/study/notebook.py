@@ -60,6 +60,12 @@ class Study:
             self._keep(key, find())
         return self.facts[key]
 
+    def finding(self, key: str, find):
+        """As `fact`, for what later measurements may change: it is found anew whenever the notebook measures."""
+        if self.measuring:
+            self._keep(key, find())
+        return self.fact(key, find)
+
     @property
     def native(self) -> int:
         """The checkpoint's own resolution in pixels."""
@@ -118,6 +124,47 @@ class Study:
         from sam3lab.bench import results
 
         return results.load(self.source)
+
+    @property
+    def scored(self) -> bool:
+        """Whether accuracy is to be known: the notebook asks for it, and the checkpoint was trained."""
+        from sam3lab.model import checkpoint
+
+        return self.parameters["accuracy"] and not checkpoint.is_random(self.parameters["checkpoint"])
+
+    def twins(self, cases):
+        """The accuracy twins of `cases`, on as many scenes of the test split as the notebook's parameter says."""
+        from sam3lab.bench.case import accuracy_case
+
+        return [accuracy_case(case, scenes=self.parameters["scenes"] or None) for case in cases]
+
+    def accuracy(self, cases, **how):
+        """results.accuracy's rows of the accuracy twins of `cases`, measured now or read from storage.
+
+        No row where `scored` is false, or where stored results have none; either is told. how: as for `measure`.
+        """
+        from sam3lab.bench import results
+
+        twins = self.twins(cases)
+        if self.measuring and self.scored:
+            from sam3lab.bench import runner
+
+            given = {name: self.parameters[name] for name in ("rounds", "min_samples", "min_seconds", "seed")}
+            runner.measure(twins, self.run_dir, **given | how)
+        rows = results.accuracy(self.source)
+        rows = rows[rows["case"].isin([twin.id for twin in twins])].reset_index(drop=True)
+        if not self.scored:
+            self.say("*Accuracy is not scored here: it was not asked for, or the checkpoint's weights are random.*")
+        elif rows.empty:
+            self.say("*No accuracy is known in this run.*")
+        return rows if self.scored else rows.iloc[:0]
+
+    def failures(self, cases):
+        """results.failures' rows of `cases` and of their accuracy twins: what is missing, and why."""
+        from sam3lab.bench import results
+
+        rows = results.failures(self.source)
+        return rows[rows["case"].isin([case.id for case in [*cases, *self.twins(cases)]])]
 
     # Showing.
 

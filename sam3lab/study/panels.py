@@ -41,6 +41,26 @@ def point(axis, row: float, each, color, marker: str, size: float = 4.5) -> None
     axis.errorbar(each["value"], row, xerr=[[below], [above]], fmt=marker, color=color, ms=size, elinewidth=0.9)
 
 
+def cross(axis, each, seen, fill: str) -> None:
+    """A point with its intervals both ways, from value, low, high and value_score, low_score, high_score."""
+    x, y = each["value"], each["value_score"]
+    gaps = [
+        [[max(0.0, gap)] for gap in (v - each[f"low{end}"], each[f"high{end}"] - v)]
+        for v, end in ((x, ""), (y, "_score"))
+    ]
+    axis.errorbar(x, y, gaps[1], gaps[0], fmt="none", ecolor=seen.color, elinewidth=0.7, alpha=0.6, zorder=1)
+    style = {"color": seen.color, "markerfacecoloralt": "white", "mec": seen.color, "mew": 0.9, "ms": 6}
+    style |= {"mfc": "white"} if fill == "none" else {"fillstyle": fill}
+    axis.plot(x, y, seen.marker, **style, zorder=2)
+
+
+def name(axis, x: float, edge: float, place: float, text: str, color: str, side: str) -> None:
+    """A point's name at the height `place`, with a thin line to it from `edge`, the end of the point's interval."""
+    axis.plot([x, x], [edge, place], color=MUTED, lw=0.5, zorder=0)
+    offset = (2, 0) if side == "left" else (-2, 0)
+    axis.annotate(text, (x, place), offset, "data", "offset points", ha=side, va="center", color=color)
+
+
 def value(axis, row: int, text: str) -> None:
     """A row's value in figures, in a column at the right of the axes."""
     axis.annotate(

@@ -3,6 +3,7 @@
 import ast
 import difflib
 
+from sam3lab.bench.case import PRECISIONS
 from sam3lab.errors import UserError
 from sam3lab.model.config import PATCH
 
@@ -12,12 +13,15 @@ PARAMETERS = {
     "backends": ([str], "the names of the runtimes"),
     "device": (str, "cpu or cuda"),
     "precision": (str, "fp32, tf32, bf16, fp16, int8 or fp8"),
+    "precisions": ([str], "fp32, tf32, bf16, fp16, int8, fp8, or none for those that the device's runtimes offer"),
     "resolution": (int, "the side of the image in pixels, a multiple of 14, or 0 for the checkpoint's own"),
     "resolutions": ([int], "sides in pixels, or none for a half, one and one and a half of the checkpoint's own"),
     "image": (str, "a bundled photograph's name, or a file"),
     "prompt": (str, "one word"),
     "description": (str, "a phrase that describes one thing"),
     "objects": ([str], "words for several things"),
+    "accuracy": (bool, "True to score the cases on scenes, False not to"),
+    "scenes": (int, "how many scenes of the test split are scored, or 0 for all"),
     "rounds": (int, "how many rounds each case is measured in, at least 1"),
     "min_samples": (int, "the least number of steady samples of a case and stage over all its rounds, at least 1"),
     "min_seconds": (float, "the least duration of a case and stage's steady samples over all its rounds, not negative"),
@@ -27,7 +31,7 @@ PARAMETERS = {
     "measure": (bool, "True to measure, False to render stored results"),
     "figures": (str, "a folder for the figures, or empty for the run's own"),
 }
-LEAST = {"resolution": 0, "rounds": 1, "min_samples": 1, "min_seconds": 0.0, "seed": 0}
+LEAST = {"resolution": 0, "scenes": 0, "rounds": 1, "min_samples": 1, "min_seconds": 0.0, "seed": 0}
 INJECTED = "# Parameters"  # how the cell that papermill injects begins
 OURS = ("run", "results", "measure", "figures")  # where to read and write: a study sets these itself
 NEEDED = ("checkpoint", "backends", "image", "prompt", "description", "objects")
@@ -60,6 +64,7 @@ def converted(name: str, value):
     if (
         (name in LEAST and not result >= LEAST[name])
         or (name == "device" and result not in ("cpu", "cuda"))
+        or (name == "precisions" and not set(result) <= set(PRECISIONS))
         or (name in NEEDED and not (result and all(result)))
         or (isinstance(result, list) and len(set(result)) < len(result))
     ):

@@ -16,7 +16,9 @@ def refresh(text: str, records: dict[str, dict]) -> str:
     UserError on a key that is not among them, and on a measurement that stands outside of the marks.
     """
     if typed := numbers.measurements(outside(text)):
-        raise UserError(f"README.md holds a measurement typed by hand, {typed[0]!r}: name its key in a comment before it")
+        raise UserError(
+            f"README.md holds a measurement typed by hand, {typed[0]!r}: name its key in a comment before it"
+        )
 
     def put(match: re.Match) -> str:
         key, form = match["key"], match["form"]

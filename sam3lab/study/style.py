@@ -42,6 +42,8 @@ RUNTIMES = {
     "tensorrt": Look("TensorRT", "#009E73", "P"),
     "openvino": Look("OpenVINO", "#D55E00", "v"),
 }
+# Precisions are told apart by which part of a runtime's marker is filled (matplotlib's names).
+FILLS = {"fp32": "full", "tf32": "right", "bf16": "left", "fp16": "bottom", "int8": "none", "fp8": "top"}
 # Stages are told apart within a runtime's own colour: (share of white mixed in, hatching).
 STAGES = {"image": (0.0, ""), "text": (0.45, "xxxxxx"), "detect": (0.72, "")}
 

@@ -11,7 +11,7 @@ import math
 from sam3lab.bench.statistics import Estimate, agreeing, median_ci, ratio_ci, select, verdict
 from sam3lab.errors import UserError
 from sam3lab.study import numbers
-from sam3lab.study.style import look, ordered
+from sam3lab.study.style import FILLS, look, ordered
 
 NATIVE = "transformers"  # native PyTorch: the row that every other is compared with
 ENDS = ["value", "low", "high"]
@@ -149,6 +149,8 @@ def rows(samples, by=("backend",)):
     rank = {name: place for place, name in enumerate(ordered(cases["backend"]))}
     if "resolution" in by:
         cases = cases.sort_values("resolution", kind="stable")
+    if "precision" in by:
+        cases = cases.sort_values("precision", key=lambda names: names.map(list(FILLS).index), kind="stable")
     cases = cases.sort_values("backend", key=lambda names: names.map(rank), kind="stable")
     state = parity(samples)
     return [(row[:-1] if len(by) > 1 else row[0], state[row[-1]]) for row in cases.itertuples(index=False, name=None)]

@@ -1,4 +1,4 @@
-"""How much arithmetic one call of the model is, counted without running it."""
+"""What a case costs by itself: the arithmetic of one call, and the bytes that a runtime loads. Nothing is run for it."""
 
 from pathlib import Path
 
@@ -24,3 +24,23 @@ def flops(directory: Path, resolution: int, prompts: int = 1) -> int:
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
             model(pixels, ids, ids == 0, pairs, pairs)
     return counter.get_total_flops()
+
+
+def loaded_bytes(case) -> int:
+    """Bytes on disk of what the case's runtime reads: the weights of the checkpoint, or the graphs made of them."""
+    from sam3lab import backends
+    from sam3lab.backends.base import Artifacts
+    from sam3lab.model import checkpoint
+
+    wanted = Artifacts(checkpoint.resolve(case.checkpoint), case.resolution, case.precision, case.device, case.threads)
+    made = backends.get(case.backend).prepare(wanted)
+    files = checkpoint.weight_files(made.checkpoint) if made.graphs is None else sorted(made.graphs.iterdir())
+    return sum(path.stat().st_size for path in files)
+
+
+def sizes(study, cases) -> dict[tuple[str, str], float]:
+    """{(backend, precision): MB on disk} of what each case loads; kept among the facts of the study."""
+    return {
+        (case.backend, case.precision): study.fact(f"size.{case.id}", lambda case=case: loaded_bytes(case)) / 1e6
+        for case in cases
+    }

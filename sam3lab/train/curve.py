@@ -9,7 +9,11 @@ from sam3lab.train.losses import WEIGHTS
 # Okabe and Ito's colours, as in the study's figures, and a line style each for print in grey.
 LOSSES = (("loss", "the whole loss", "#000000", "-"), ("mask", "masks", "#0072B2", "--"))
 LOSSES += (("class", "classes and presence", "#D55E00", ":"),)
-METRICS = (("cgf1", "cgF1", "#000000", "-"), ("pmf1", "pmF1", "#0072B2", "--"), ("il_mcc", "IL_MCC", "#D55E00", ":"))
+METRICS = (
+    ("cgf1", "cgF1 / 100", "#000000", "-"),
+    ("pmf1", "pmF1", "#0072B2", "--"),
+    ("il_mcc", "IL_MCC", "#D55E00", ":"),
+)
 METRICS += (("mask_iou", "mask IoU", "#009E73", "-."),)
 
 
@@ -29,7 +33,8 @@ def draw(path: Path):
         below.plot([row["step"] for row in scored], values, line, color=colour, label=label)
     below.set(ylim=(0, 1), xlabel="step", ylabel="validation")
     for axes in (above, below):
-        axes.grid(axis="y")
+        axes.grid(axis="y", color=style.BAND)
+        axes.locator_params(axis="x", nbins=4)
         axes.legend(loc="best")
     return figure
 
