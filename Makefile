@@ -22,7 +22,7 @@ study: $(READY)
 	$(BIN)/sam3lab study $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 figures: $(READY)
 	$(BIN)/sam3lab figures $(ARGS)

@@ -30,7 +30,9 @@ def test_its_links_and_commands_exist():
 
 
 def test_refresh():
-    assert readme.refresh("x <!-- a.ratio -->old<!-- / -->", RECORDS) == "x <!-- a.ratio -->2.00 [1.50, 2.50]×<!-- / -->"
+    assert (
+        readme.refresh("x <!-- a.ratio -->old<!-- / -->", RECORDS) == "x <!-- a.ratio -->2.00 [1.50, 2.50]×<!-- / -->"
+    )
     assert readme.refresh("<!-- a.ratio|value --><!-- / -->", RECORDS) == "<!-- a.ratio|value -->2.00×<!-- / -->"
     with pytest.raises(UserError, match=r"b\.ratio"):
         readme.refresh("<!-- b.ratio -->1<!-- / -->", RECORDS)
