@@ -56,7 +56,7 @@ def test_inputs_are_shared_by_what_runs_on_them():
         ({"prompts": ("cat", " ")}, "prompts"),
         ({"prompts": "cat"}, "write ('cat',)"),
         ({"images": ()}, "images"),
-        ({"mode": "fast"}, "speed, model, reference"),
+        ({"mode": "fast"}, "speed, model, pipeline, reference"),
         ({"precision": "fp64"}, "fp32, tf32"),
         ({"device": "tpu"}, "cpu, cuda"),
         ({"backend": ""}, "backend"),

@@ -80,7 +80,7 @@ def test_notebooks_share_their_cases():
     assert defaults["00_machine"] == defaults["01_runtimes"]
     precision = defaults["05_precision"]
     assert scored == {name: precision.pop(name) for name in scored} and precision.pop("precisions") == []
-    own = {key: precision[key] for key in ("rounds", "min_seconds")}
+    own = {key: precision[key] for key in ("backends", "rounds")}
     assert precision == {key: defaults["01_runtimes"][key] for key in precision} | own
     assert defaults["02_resolution"] == defaults["04_memory"]
     for key in ("checkpoint", "device", "precision", "image", "prompt", "seed", "min_samples"):
@@ -250,4 +250,5 @@ def test_only_the_base_case_is_measured_end_to_end():
     given = {"checkpoint": "sam3-nano", "device": "cpu", "resolution": 252, "image": "chelsea", "prompt": "cat"}
     study = Study("03_prompts", given | {"run": "/nowhere", "results": "", "measure": False, "figures": ""})
     assert study.case(backend="pytorch", resolution=252).mode == study.case(prompts=("cat",)).mode == "speed"
-    assert study.case(resolution=126).mode == study.case(prompts=("cat", "dog")).mode == "model"
+    assert study.case(resolution=126).mode == study.case(precision="bf16").mode == "pipeline"
+    assert study.case(prompts=("cat", "dog")).mode == "model"

@@ -62,8 +62,10 @@ def test_the_reason_and_the_size_are_told(stored):
     samples, scored = speed(stored), results.accuracy(stored)
     cases = [Case(backend="onnxruntime", precision=each, images=("chelsea",)) for each in ("fp32", "int8")]
     size = {("onnxruntime", "fp32"): 30.0, ("onnxruntime", "int8"): 10.0}
-    said = scores.said(cases, scores.judged(samples, scored), scored, size)
+    said = scores.said(cases, scores.judged(samples, scored), scored, size, scored)
     assert said["smaller.onnxruntime.int8"] == (3.0, "×") and "smaller.onnxruntime.fp32" not in said
+    right = scored[scored["parity"] == "reference"].iloc[0]
+    assert said["iou"] == (right["mean_iou"],) and said["unseen"][0].value == right["cgf1"]
     assert "scores differ" in said["why.onnxruntime.int8"][0] and "why.onnxruntime.fp32" not in said
 
 

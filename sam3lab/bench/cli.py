@@ -3,7 +3,9 @@
 import argparse
 import sys
 
-MODES_HELP = "speed; model, without the end-to-end stage; or accuracy, on a split's scenes (default: %(default)s)"
+MODES_HELP = (
+    "speed; model, all but end to end; pipeline, that stage alone; or accuracy, on scenes (default: %(default)s)"
+)
 
 
 def add_measure_arguments(parser: argparse.ArgumentParser) -> None:

@@ -94,7 +94,7 @@ class _Worker:
         at_startup = memory.rss_peak()
         gc.freeze()  # what is loaded stays: the collections between the stages need not go through it again
         facts = {"rss_peak_was_reset": memory.reset_rss_peak()}
-        for stage in (*PARTS, *WHOLES):
+        for stage in ("pipeline",) if self._case.mode == "pipeline" else (*PARTS, *WHOLES):
             self._steady(stage, getattr(self.stages, stage), samples, seconds)
         readings = {"rss": self._rss_loaded, "rss_peak_startup": at_startup, "rss_peak": memory.rss_peak()}
         if self._case.device == "cuda" and self._gpu_loaded is not None:
@@ -118,7 +118,7 @@ class _Worker:
     def _steady(self, stage: str, call: Callable[[], Any], samples: int, seconds: float) -> None:
         _tell(stage)
         for phase, taken in (
-            ("warmup", warm_up(self._clock, call, seconds=seconds)),  # no longer than what it prepares
+            ("warmup", warm_up(self._clock, call, seconds=seconds / 2)),  # at most half of what it prepares
             ("steady", steady(self._clock, call, samples, seconds)),
         ):
             self._series(stage, phase, taken.wall, taken.event)

@@ -89,16 +89,19 @@ class Study:
     def case(self, **changes):
         """The Case that the parameters describe, with `changes` to its fields.
 
-        Unchanged it is the study's base case, which several notebooks share; it alone is measured end to end.
+        Unchanged, but for its backend, it is the study's base case, which several notebooks share; it alone is measured
+        end to end. At another resolution or precision the whole pipeline is what is asked for, and no stage of it.
         """
         from sam3lab.bench.case import Case
 
         given = self.parameters
-        base = {name: given[name] for name in ("checkpoint", "device", "precision") if name in given}
+        base = {"precision": Case.precision}
+        base |= {name: given[name] for name in ("checkpoint", "device", "precision") if name in given}
         base |= {"resolution": given.get("resolution") or self.native, "prompts": (given["prompt"],)}
         fields = base | {"images": (given["image"],)} | changes
-        own = all(fields[name] == base[name] for name in ("resolution", "prompts"))
-        return Case(**{"mode": "speed" if own else "model"} | fields)
+        other = {name for name in ("resolution", "precision", "prompts") if fields.get(name) != base.get(name)}
+        mode = "model" if "prompts" in other else "pipeline" if other else "speed"
+        return Case(**{"mode": mode} | fields)
 
     def measure(self, cases, **how):
         """The samples of `cases` as a tidy frame (see sam3lab.bench.results.load), measured now or read from storage.
@@ -132,20 +135,20 @@ class Study:
 
         return self.parameters["accuracy"] and not checkpoint.is_random(self.parameters["checkpoint"])
 
-    def twins(self, cases):
-        """The accuracy twins of `cases`, on as many scenes of the test split as the notebook's parameter says."""
+    def twins(self, cases, split: str = "test"):
+        """The accuracy twins of `cases`, on as many scenes of a stored split as the notebook's parameter says."""
         from sam3lab.bench.case import accuracy_case
 
-        return [accuracy_case(case, scenes=self.parameters["scenes"] or None) for case in cases]
+        return [accuracy_case(case, split, self.parameters["scenes"] or None) for case in cases]
 
-    def accuracy(self, cases, **how):
-        """results.accuracy's rows of the accuracy twins of `cases`, measured now or read from storage.
+    def accuracy(self, cases, split: str = "test", **how):
+        """results.accuracy's rows of the accuracy twins of `cases` on a split, measured now or read from storage.
 
         No row where `scored` is false, or where stored results have none; either is told. how: as for `measure`.
         """
         from sam3lab.bench import results
 
-        twins = self.twins(cases)
+        twins = self.twins(cases, split)
         if self.measuring and self.scored:
             from sam3lab.bench import runner
 

@@ -14,7 +14,7 @@ from sam3lab.study.style import look, ordered
 BY = ["backend", "precision"]
 NAMES = {"cgf1": "cgF1", "ap": "Mask AP"}
 SCALES = {"cgf1": 1, "ap": 100}  # both are shown from 0 to 100
-PRECISIONS = {"cpu": ("fp32", "bf16", "int8"), "cuda": ("fp32", "tf32", "bf16", "fp16")}
+PRECISIONS = {"cpu": ("fp32", "bf16", "fp16", "int8"), "cuda": ("fp32", "tf32", "bf16", "fp16")}
 
 
 def frame(scored, metric: str, by=("backend",)):
@@ -67,15 +67,20 @@ def failed(judged) -> set[tuple[str, str]]:
     return set(judged.loc[judged["parity"] == "failed", BY].itertuples(index=False, name=None))
 
 
-def said(cases, judged, scored, size: dict) -> dict[str, tuple]:
+def said(cases, judged, scored, size: dict, unseen) -> dict[str, tuple]:
     """What `Study.record` takes of the cases besides estimates: {key: (value, unit)}.
 
-    scenes, how many were scored; and of each case, with keys that end in its backend.precision: name; size in MB and smaller, how many times less it is than the same runtime's in fp32, where they differ, from
+    scenes, how many were scored, iou, the mean IoU of the reference's matched masks in them, and unseen, its cgF1 in the
+    scored rows of another split; and of each case, with keys that end in its backend.precision: name; size in MB and smaller, how many times less it is than the same runtime's in fp32, where they differ, from
     `size`; why it failed, where it did.
     """
     wrong = failed(judged)
     reasons = dict(zip(scored[BY].itertuples(index=False, name=None), scored["reason"], strict=True))
     found: dict[str, tuple] = {"scenes": (str(scored["scenes"].max()),)} if len(scored) else {}
+    for row in scored[scored["parity"] == "reference"].itertuples():
+        found["iou"] = (row.mean_iou,)
+    for row in unseen[unseen["parity"] == "reference"].itertuples():
+        found["unseen"] = (Estimate(row.cgf1, row.cgf1_low, row.cgf1_high),)
     for case in cases:
         group = case.backend, case.precision
         end = ".".join(group)
