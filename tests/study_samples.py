@@ -29,10 +29,10 @@ def cases(device="cpu", backends=tuple(name for name in SPEED if name != "sleep"
     """Every case that the notebooks ask for by default."""
     common = {"images": ("chelsea",), "device": device}
     made = [Case(backend=name, **common) for name in backends]
-    unseen = [accuracy_case(made[0], "compositional", 64)]
+    unseen = [accuracy_case(made[0], "compositional", 32)]
     whole = common | {"mode": "pipeline"}  # only the base case is measured end to end
     made += [Case(backend=name, precision=p, **whole) for name in backends for p in OFFERED.get(name, ("bf16",))]
-    made += [accuracy_case(case, scenes=64) for case in made] + [Case(replica=1, **common)] + unseen
+    made += [accuracy_case(case, scenes=32) for case in made] + [Case(replica=1, **common)] + unseen
     made += [Case(backend=name, resolution=side, **whole) for name in backends for side in (126, 378)]
     common["mode"] = "model"
     return made + [Case(backend=name, prompts=texts, **common) for name in backends for texts in PHRASES[1:]]

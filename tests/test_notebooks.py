@@ -175,7 +175,7 @@ def test_all_figures_are_rendered_from_stored_results_alone(tmp_path, capfd):
     known = numbers.load(tmp_path / "figures" / "numbers.json")
     assert known["runtimes.fastest"]["value"] == "ONNX Runtime"  # OpenVINO is faster, but computes something else
     assert known["report.failed"]["value"] not in ("", "0")
-    assert known["runtimes.cgf1.onnxruntime"]["value"] == 91 and known["runtimes.scenes"]["value"] == "64"
+    assert known["runtimes.cgf1.onnxruntime"]["value"] == 91 and known["runtimes.scenes"]["value"] == "32"
     # int8 finds something else: its reason and its accuracy are told, its speed is not.
     assert "scores differ" in known["precision.why.onnxruntime.int8"]["value"]
     assert known["precision.cgf1.onnxruntime.int8"]["value"] == 89

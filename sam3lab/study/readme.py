@@ -28,5 +28,5 @@ def refresh(text: str, records: dict[str, dict]) -> str:
 
 
 def outside(text: str) -> str:
-    """`text` without its marked numbers, fenced code and tables of set-up, in which figures are no measurements."""
-    return re.sub(r"```.*?```", " ", MARK.sub(" ", text), flags=re.DOTALL)
+    """`text` without its marked numbers, and without fenced code and versions, whose figures are no measurements."""
+    return re.sub(r"```.*?```|Python \d+\.\d+|Apache-\d+\.\d+", " ", MARK.sub(" ", text), flags=re.DOTALL)
