@@ -37,7 +37,7 @@ def machine(overhead, fractions):
     panels.title(top, "a", "Cost of measuring")
     panels.dots(bottom, fractions, "%")
     bottom.set_xlim(0, panels.reach(fractions))
-    bottom.set_xlabel("% of the highest rate measured on this machine", loc="right")
+    bottom.set_xlabel("% of the rate of PyTorch's matrix products", loc="right")
     panels.title(bottom, "b", "Rate of arithmetic in the whole pipeline")
     return figure
 
