@@ -22,7 +22,8 @@ study: $(READY)
 	$(BIN)/sam3lab study $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not alone" $(ARGS)
+	$(BIN)/python -m pytest -m alone $(ARGS)
 
 figures: $(READY)
 	$(BIN)/sam3lab figures $(ARGS)

@@ -9,6 +9,7 @@ import pytest
 from sam3lab.cli import COMMANDS, main
 
 
+@pytest.mark.alone
 def test_help_is_quick_and_imports_nothing_heavy():
     times = []
     for _ in range(3):

@@ -2,6 +2,8 @@ import gc
 import itertools
 import weakref
 
+import pytest
+
 from sam3lab.bench import clock, statistics
 from sam3lab.bench.ceilings import harness_overhead
 from sam3lab.bench.clock import Clock, steady, warm_up
@@ -9,6 +11,7 @@ from sam3lab.bench.process import run
 from tests.bench_run import case, make_checkpoint, short
 
 
+@pytest.mark.alone
 def test_the_harness_costs_under_2_percent_of_a_10_ms_call():
     # The best of a few: another process on the machine may hold a core for some milliseconds.
     overhead = min((harness_overhead(samples=30) for _ in range(5)), key=lambda estimate: estimate.value)
