@@ -58,7 +58,7 @@ def segment(
     from sam3lab.backends import RawOutputs
     from sam3lab.bench.clock import now
     from sam3lab.errors import UserError
-    from sam3lab.model.checkpoint import check_resolution
+    from sam3lab.model.config import check_resolution
     from sam3lab.model.tokenizer import load_tokenizer
     from sam3lab.postprocess import check_thresholds, detections
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from sam3lab.errors import UserError
 from sam3lab.export import manifest
-from sam3lab.model.checkpoint import check_resolution, fingerprint
+from sam3lab.model.checkpoint import fingerprint
+from sam3lab.model.config import check_resolution
 from sam3lab.paths import cache_dir
 
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from sam3lab.errors import UserError
-from sam3lab.model.config import ARCHITECTURES, PATCH, read_config
+from sam3lab.model.config import ARCHITECTURES, read_config
 from sam3lab.paths import DATA, cache_dir
 
 HUB = "facebook/sam3"
@@ -147,11 +147,3 @@ def fingerprint(directory: Path) -> str:
             whole.update(hashlib.file_digest(file, "sha256").digest())
     note.write_text(whole.hexdigest())
     return whole.hexdigest()
-
-
-def check_resolution(resolution: int) -> int:
-    """The resolution itself if it is a positive multiple of the patch size; else UserError with the nearest one."""
-    if resolution < PATCH or resolution % PATCH:
-        near = max(PATCH, round(resolution / PATCH) * PATCH)
-        raise UserError(f"resolution {resolution} is not a multiple of {PATCH}: try {near}")
-    return resolution

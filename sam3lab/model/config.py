@@ -107,6 +107,14 @@ def parse_config(raw: dict, source: object) -> Config:
     return config
 
 
+def check_resolution(resolution: int) -> int:
+    """The resolution itself if it is a positive multiple of the patch size; else UserError with the nearest one."""
+    if resolution < PATCH or resolution % PATCH:
+        near = max(PATCH, round(resolution / PATCH) * PATCH)
+        raise UserError(f"resolution {resolution} is not a multiple of {PATCH}: try {near}")
+    return resolution
+
+
 def _section(raw: dict, name: str) -> dict:
     return raw.get(name) or {}
 

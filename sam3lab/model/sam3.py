@@ -2,8 +2,7 @@
 
 from torch import nn
 
-from sam3lab.errors import UserError
-from sam3lab.model.config import PATCH, Config
+from sam3lab.model.config import Config, check_resolution
 from sam3lab.model.detector import Detector
 from sam3lab.model.image_encoder import ImageEncoder
 from sam3lab.model.text_encoder import TextEncoder
@@ -18,11 +17,7 @@ class Sam3(nn.Module):
 
     def __init__(self, config: Config, resolution: int | None = None):
         super().__init__()
-        self.config, self.resolution = config, resolution or config.image_size
-        if self.resolution < PATCH or self.resolution % PATCH:
-            raise UserError(
-                f"resolution {self.resolution} is not a multiple of {PATCH}: try {nearest(self.resolution)}"
-            )
+        self.config, self.resolution = config, check_resolution(resolution or config.image_size)
         self.image_encoder = ImageEncoder(config, self.resolution)
         self.text_encoder = TextEncoder(config)
         self.detector = Detector(config, self.resolution)
@@ -31,8 +26,3 @@ class Sam3(nn.Module):
         """Raw detections of the pairs: the detector's outputs for uint8 pixels [B,3,S,S] and token ids [P,32]."""
         text = self.text_encoder(ids, mask)
         return self.detector(*self.image_encoder(pixels), text, mask, image_index, text_index)
-
-
-def nearest(resolution: int) -> int:
-    """The multiple of 14 nearest to a resolution, at least 14."""
-    return max(PATCH, round(resolution / PATCH) * PATCH)
