@@ -12,9 +12,19 @@ _PLACES = {
     "pytorch": "sam3lab.backends.pytorch:PyTorchBackend",
     "pytorch-compiled": "sam3lab.backends.pytorch:CompiledPyTorchBackend",
     "onnxruntime": "sam3lab.backends.onnxruntime:OnnxRuntimeBackend",
+    "tensorrt": "sam3lab.backends.tensorrt:TensorRtBackend",
     "openvino": "sam3lab.backends.openvino:OpenVinoBackend",
+    "meta": "sam3lab.backends.meta:MetaBackend",
+    "meta-compiled": "sam3lab.backends.meta:CompiledMetaBackend",
 }
-_SYNTHETIC = {"sleep": "sam3lab.backends.sleep:SleepBackend"}
+# Others that can be asked for by name, but stand in no comparison of runtimes.
+_OTHERS = {
+    "transformers-geometry": "sam3lab.backends.meta:TransformersGeometryBackend",
+    "onnxruntime-unoptimised": "sam3lab.backends.onnxruntime:Unoptimised",
+    "onnxruntime-basic": "sam3lab.backends.onnxruntime:Basic",
+    "onnxruntime-extended": "sam3lab.backends.onnxruntime:Extended",
+    "sleep": "sam3lab.backends.sleep:SleepBackend",
+}
 
 
 def names() -> list[str]:
@@ -27,7 +37,7 @@ def get(name: str) -> type[Backend]:
 
     Raises UserError where there is none.
     """
-    place = _PLACES.get(name) or _SYNTHETIC.get(name) or name
+    place = _PLACES.get(name) or _OTHERS.get(name) or name
     module, _, attribute = place.partition(":")
     if not attribute:
         raise UserError(f"no backend is named {name!r}; known: {', '.join(names())}; or give module:Class")

@@ -42,7 +42,9 @@ class RawOutputs(NamedTuple):
 class Backend(Protocol):
     """One runtime. Values between the stages are the backend's own and stay on its device.
 
-    Stage calls enqueue work and may return before it is done; `synchronize` waits. A backend holds no clock.
+    Stage calls enqueue work and may return before it is done; `synchronize` waits. A backend holds no clock. One whose
+    users call something else than its three stages in a row has it as `pipeline(pixels, ids, mask, image_index,
+    text_index)`, which gives RawOutputs and is then what the stage of that name measures and parity compares.
     """
 
     name: ClassVar[str]

@@ -7,13 +7,17 @@ from dataclasses import replace
 from sam3lab.bench.case import Case
 
 REFERENCE = "transformers"
+# Meta's own model reads one prompt token more than transformers' does where there is no box (see backends.meta).
+REFERENCES = dict.fromkeys(("meta", "meta-compiled", "transformers-geometry"), "transformers-geometry")
 
 
 def reference_of(case: Case, cases: Sequence[Case], reference: str = REFERENCE) -> Case | None:
     """The case among `cases` that this one's outputs are compared with, or None.
 
-    It is the reference backend in fp32 on the same inputs, no A/A twin, and on the same device if there is a choice.
+    It is the reference backend, or that of REFERENCES, in fp32 on the same inputs, no A/A twin, and on the same device
+    if there is a choice.
     """
+    reference = REFERENCES.get(case.backend, reference)
     found = [
         other
         for other in cases
@@ -32,7 +36,8 @@ def with_references(cases: Sequence[Case], reference: str = REFERENCE) -> list[C
     for case in cases:
         if reference_of(case, whole, reference) is None:
             mode = "accuracy" if case.mode == "accuracy" else "reference"
-            whole.append(replace(case, backend=reference, precision="fp32", mode=mode, replica=0))
+            backend = REFERENCES.get(case.backend, reference)
+            whole.append(replace(case, backend=backend, precision="fp32", mode=mode, replica=0))
     return whole
 
 

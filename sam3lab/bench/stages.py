@@ -15,14 +15,15 @@ STAGES = (*PARTS, *WHOLES, "end_to_end")
 
 
 class Stages:
-    """image, text and detect alone; pipeline, all three; pipeline_cached, without text, whose features are reused.
+    """image, text and detect alone; pipeline, all three, or what the backend's own `pipeline` does; pipeline_cached,
+    without text, whose features are reused.
 
     Inputs are uploaded here, so that these stages run from pixels on the device to raw outputs on the device.
     `features` and `embedded` are what detect alone and pipeline_cached work on, set from the first calls' results.
     """
 
     def __init__(self, backend: Backend, inputs: Inputs):
-        self._backend = backend
+        self._backend, self._whole = backend, getattr(backend, "pipeline", None)
         self._text_mask = inputs.mask
         self._pixels, self._ids, self._mask, self._image_index, self._text_index = (
             backend.upload(array)
@@ -41,7 +42,9 @@ class Stages:
         return self._detect(self.features, self.embedded)
 
     def pipeline(self) -> RawOutputs:
-        return self._detect(self.image(), self.text())
+        if self._whole is None:
+            return self._detect(self.image(), self.text())
+        return self._whole(self._pixels, self._ids, self._mask, self._image_index, self._text_index)
 
     def pipeline_cached(self) -> RawOutputs:
         return self._detect(self.image(), self.embedded)
@@ -53,7 +56,8 @@ class Stages:
         """Everything that parity compares, on the host: features_0 … (finest first), text, text_mask, raw outputs."""
         backend = self._backend
         features, embedded = self.image(), self.text()
-        raw = RawOutputs(*backend.download(self._detect(features, embedded)))
+        raw = self._detect(features, embedded) if self._whole is None else self.pipeline()
+        raw = RawOutputs(*backend.download(raw))
         maps = backend.download(features)
         arrays = {f"features_{i}": array for i, array in enumerate(maps if isinstance(maps, tuple) else (maps,))}
         arrays["text"] = backend.download(embedded)

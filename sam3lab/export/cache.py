@@ -17,22 +17,28 @@ from sam3lab.model.config import check_resolution
 from sam3lab.paths import cache_dir
 
 
-def graphs(checkpoint: Path, resolution: int, precision: str, opset: int | None = None) -> Path:
+def graphs(
+    checkpoint: Path, resolution: int, precision: str, opset: int | None = None, target: str | None = None
+) -> Path:
     """The directory of the ONNX graphs of a checkpoint, exported on first use, verified each time.
 
-    The key is the content of the checkpoint, the resolution, precision and opset, the exporter's versions and the
+    The key is the content of the checkpoint, the resolution, precision, opset and target, the exporter's versions and the
     source of the model and the export. A damaged entry is refused, never used; the error says to delete it.
     """
     from sam3lab.export import onnx
 
     check_resolution(resolution)
-    opset = opset or onnx.OPSET
+    opset, target = opset or onnx.OPSET, target or onnx.PORTABLE
     model = Path(__file__).parents[1] / "model"
     sources = [path.read_text() for path in (*sorted(model.glob("*.py")), Path(onnx.__file__))]
+    parts = ["mixed.py"] * (precision in onnx.MIXED) + ["onnxruntime_cuda.py", "skip_norms.py"] * (
+        target == onnx.ORT_CUDA
+    )
+    sources += [Path(onnx.__file__).with_name(part).read_text() for part in parts]
     versions = {name: version(name) for name in ("torch", "onnx", "onnxscript")}
-    content = [fingerprint(checkpoint), resolution, precision, opset, versions, sources]
-    target = cache_dir("graphs") / hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
-    return entry(target, lambda work: onnx.export(checkpoint, work, resolution, precision, opset))
+    content = [fingerprint(checkpoint), resolution, precision, opset, target, versions, sources]
+    place = cache_dir("graphs") / hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
+    return entry(place, lambda work: onnx.export(checkpoint, work, resolution, precision, opset, target))
 
 
 def entry(target: Path, make: Callable[[Path], Any]) -> Path:
@@ -51,8 +57,9 @@ def entry(target: Path, make: Callable[[Path], Any]) -> Path:
     return target
 
 
-def exported(artifacts, precision: str) -> Path:
-    """The graphs in that precision for a backend's `Artifacts`: its own directory, verified, or the cached ones.
+def exported(artifacts, precision: str, target: str = "portable") -> Path:
+    """The graphs in that precision and for that target for a backend's `Artifacts`: its own directory, verified, or the
+    cached ones.
 
     Cached int8 graphs are calibrated on training scenes, see export.calibration. Raises UserError where its own directory was exported from or for something else.
     """
@@ -62,12 +69,13 @@ def exported(artifacts, precision: str) -> Path:
         samples = calibration.samples(artifacts.checkpoint, artifacts.resolution)
         return quantize.graphs(artifacts.checkpoint, artifacts.resolution, samples)
     if artifacts.graphs is None:
-        return graphs(artifacts.checkpoint, artifacts.resolution, precision)
+        return graphs(artifacts.checkpoint, artifacts.resolution, precision, target=target)
     found = manifest.verify(artifacts.graphs)
     wanted = {
         "checkpoint": fingerprint(artifacts.checkpoint),
         "resolution": artifacts.resolution,
         "precision": precision,
+        "target": target,
     }
     for key, value in wanted.items():
         if found.get(key) != value:

@@ -7,6 +7,7 @@ all seen to take; data/opsets.csv holds what each opset was measured to do under
 
 import logging
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 from sam3lab.errors import UserError
@@ -15,7 +16,10 @@ from sam3lab.model.checkpoint import fingerprint, load_model
 from sam3lab.model.config import CONTEXT
 
 OPSET = 23
-PRECISIONS = ("fp32", "fp16")
+MIXED = {"fp16-mixed": "float16", "bf16-mixed": "bfloat16"}  # products in these types, see export.mixed
+PRECISIONS = ("fp32", "fp16", "bf16", *MIXED)
+PORTABLE, ORT_CUDA = "portable", "onnxruntime-cuda"  # what a graph is for: see export.onnxruntime_cuda
+TARGETS = (PORTABLE, ORT_CUDA)
 INLINE_LIMIT = 2**31 - 2**26  # a protobuf message holds at most 2 GiB: larger weights go to a file beside the graph
 
 # For each stage the names of its inputs and outputs; the first axis of each is dynamic, and this is its name.
@@ -39,24 +43,43 @@ OUTPUTS = {
 }
 
 
-def export(checkpoint: Path, output: Path, resolution: int, precision: str = "fp32", opset: int = OPSET) -> dict:
+def export(
+    checkpoint: Path,
+    output: Path,
+    resolution: int,
+    precision: str = "fp32",
+    opset: int = OPSET,
+    target: str = PORTABLE,
+) -> dict:
     """Write image.onnx, text.onnx and detect.onnx, checked, with their manifest into `output`; returns the manifest.
 
-    Inputs are uint8 pixels, int64 ids and indices and bool masks in both precisions; features and outputs are float32
-    or float16, boxes always float32. Raises UserError on a precision other than fp32 and fp16, and as load_model does.
+    Inputs are uint8 pixels, int64 ids and indices and bool masks in every precision; features and outputs are float32,
+    float16 or bfloat16, boxes always float32. In the mixed precisions features are float16 or bfloat16 and outputs
+    float32. Raises UserError on a precision or target that is not one of PRECISIONS and TARGETS, and as load_model does.
     """
     import torch
 
+    from sam3lab.export import onnxruntime_cuda
+
     if precision not in PRECISIONS:
         raise UserError(f"precision {precision!r} cannot be exported: {' or '.join(PRECISIONS)}")
-    model = load_model(checkpoint, resolution, torch.float16 if precision == "fp16" else torch.float32)
+    if target not in TARGETS:
+        raise UserError(f"graphs cannot be made for {target!r}: {' or '.join(TARGETS)}")
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
+    model = load_model(checkpoint, resolution, dtype)
+    if precision in MIXED:
+        from sam3lab.export.mixed import mix
+
+        mix(model, getattr(torch, MIXED[precision]))
     stages = {"image": model.image_encoder, "text": model.text_encoder, "detect": model.detector}
-    for stage, arguments in examples(model).items():
-        _export_stage(stages[stage], stage, arguments, output / f"{stage}.onnx", opset)
+    with onnxruntime_cuda.adapted(model) if target == ORT_CUDA else nullcontext():
+        for stage, arguments in examples(model).items():
+            _export_stage(stages[stage], stage, arguments, output / f"{stage}.onnx", opset, target)
     facts = {
         "checkpoint": fingerprint(checkpoint),
         "resolution": model.resolution,
         "precision": precision,
+        "target": target,
         "opset": opset,
         "torch": torch.__version__,
         "inputs": INPUTS,
@@ -81,9 +104,11 @@ def examples(model) -> dict[str, tuple]:
     }
 
 
-def _export_stage(module, stage: str, arguments: tuple, path: Path, opset: int) -> None:
+def _export_stage(module, stage: str, arguments: tuple, path: Path, opset: int, target: str = PORTABLE) -> None:
     import onnx
     import torch
+
+    from sam3lab.export import skip_norms
 
     axes = {name: torch.export.Dim(name) for name in INPUTS[stage].values()}
     logger = logging.getLogger("torch.onnx")
@@ -104,6 +129,8 @@ def _export_stage(module, stage: str, arguments: tuple, path: Path, opset: int) 
             )
     finally:
         logger.setLevel(level)
+    if target == ORT_CUDA:
+        skip_norms.fuse(program.model)
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces with the exporting machine's paths
     weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())

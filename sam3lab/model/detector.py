@@ -105,9 +105,10 @@ class Decoder(nn.Module):
         edges = corners(boxes).unflatten(-1, (2, 2))
         distance = axis[:, None, None] - edges[:, :, None]  # [N,Q,g,(low,high),(x,y)]
         distance = (distance.sign() * torch.log2((8 * distance).abs() + 1) / 3).to(dtype)
-        across, down = self.box_rpb_embed_x(distance[..., 0]), self.box_rpb_embed_y(distance[..., 1])  # [N,Q,g,heads]
-        bias = down.permute(0, 3, 1, 2).unsqueeze(-1) + across.permute(0, 3, 1, 2).unsqueeze(-2)
-        return F.pad(bias.flatten(3), (0, 0, 1, 0))
+        parts = self.box_rpb_embed_y(distance[..., 1]), self.box_rpb_embed_x(distance[..., 0])  # [N,Q,g,heads] each
+        # their sum is large: what can be done to the parts, filling up and ordering in memory, is done to them
+        down, across = (F.pad(part.permute(0, 3, 1, 2), (0, 0, 1, 0)).contiguous() for part in parts)
+        return (down.unsqueeze(-1) + across.unsqueeze(-2)).flatten(3)
 
     def forward(self, memory: Tensor, position: Tensor, text: Tensor, text_bias: Tensor):
         """For each layer the queries [N,Q,C] after the output norm, the presence token [N,1,C] and boxes (cx cy w h)."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam3lab.model import operators
 from sam3lab.model.config import PATCH, Config
 from sam3lab.model.layers import FeedForward
 
@@ -24,10 +25,10 @@ def rotary_table(rows: Tensor, columns: Tensor, dim: int, theta: float) -> Tenso
     return torch.stack([angle.cos(), angle.sin()]).float()
 
 
-def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """x [...,T,d] turned by `table` [2,T,d/2], pair (i, i + d/2) by angle i."""
-    (cos, sin), (a, b) = table, x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+def rotate(x: Tensor, table: Tensor, heads: int) -> Tensor:
+    """x [B,T,C] turned by `table` [2,T,d/2], where d = C/heads: in every head pair (i, i + d/2) by angle i."""
+    (cos, sin), (a, b) = table.unsqueeze(-2), x.unflatten(-1, (heads, 2, -1)).unbind(-2)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(2)
 
 
 class Grid:
@@ -59,10 +60,17 @@ class Attention(nn.Module):
         self.heads = heads
         self.qkv_proj, self.o_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
-    def forward(self, x: Tensor, table: Tensor) -> Tensor:
-        q, k, v = self.qkv_proj(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(rotate(q, table), rotate(k, table), v)
-        return self.o_proj(x.transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, table: Tensor, area: int, to_padded: Tensor | None, to_real: Tensor | None) -> Tensor:
+        """Tokens [B,T,C] of which each `area` in a row attend to each other; the last two as in `Grid`."""
+        if to_padded is not None:  # the margin is zeros that take part in attention, as in the reference
+            x = F.pad(x, (0, 0, 0, 1)).index_select(1, to_padded)
+        h = self.mixed(x.reshape(-1, area, x.shape[-1]), table).reshape(x.shape)
+        return self.o_proj(h if to_real is None else h.index_select(1, to_real))
+
+    def mixed(self, x: Tensor, table: Tensor) -> Tensor:
+        """What the heads give, [B,T,C], where all T tokens attend to each other."""
+        q, k, v = self.qkv_proj(x).chunk(3, dim=-1)
+        return operators.attention(rotate(q, table, self.heads), rotate(k, table, self.heads), v, self.heads)
 
 
 class Layer(nn.Module):
@@ -77,17 +85,8 @@ class Layer(nn.Module):
         self.mlp = FeedForward(vit.width, vit.mlp, vit.activation)
 
     def forward(self, x: Tensor, table: Tensor, to_padded: Tensor | None, to_real: Tensor | None) -> Tensor:
-        h, batch = self.layer_norm1(x), x.shape[0]
-        if self.windowed:
-            if to_padded is not None:  # the margin is zeros that take part in attention, as in the reference
-                h = F.pad(h, (0, 0, 0, 1)).index_select(1, to_padded)
-            h = self.attention(h.reshape(-1, self.area, h.shape[-1]), table)
-            h = h.reshape(batch, -1, h.shape[-1])
-            if to_real is not None:
-                h = h.index_select(1, to_real)
-        else:
-            h = self.attention(h, table)
-        x = x + h
+        among = (self.area, to_padded, to_real) if self.windowed else (x.shape[1], None, None)
+        x = x + self.attention(self.layer_norm1(x), table, *among)
         return x + self.mlp(self.layer_norm2(x))
 
 
@@ -137,10 +136,26 @@ class ImageEncoder(nn.Module):
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
 
+    def patches(self, pixels: Tensor) -> Tensor:
+        """The embedding of every patch, in window order [B,g²,C]: the convolution of the reference as one product.
+
+        Rows of 588 numbers are filled up to 592, because matrix units want multiples of 8.
+        """
+        x = (
+            pixels.unflatten(3, (-1, PATCH))
+            .unflatten(2, (-1, PATCH))
+            .permute(0, 2, 4, 1, 3, 5)
+            .flatten(3)
+            .flatten(1, 2)
+        )
+        x = x.index_select(1, self.order)
+        weight = self.patch_embed.weight.flatten(1)
+        fill = (0, -weight.shape[1] % 8)
+        x = (x.float() / 127.5 - 1).to(weight.dtype)  # mean and deviation are 0.5
+        return F.linear(F.pad(x, fill), F.pad(weight, fill))
+
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = (pixels.float() / 127.5 - 1).to(self.patch_embed.weight.dtype)  # mean and deviation are 0.5
-        x = self.patch_embed(x).flatten(2).transpose(1, 2).index_select(1, self.order)
-        x = self.layer_norm(x + self.position.index_select(1, self.tile))
+        x = self.layer_norm(self.patches(pixels) + self.position.index_select(1, self.tile))
         for layer in self.layers:
             table = self.window_table if layer.windowed else self.global_table
             x = layer(x, table, self.to_padded, self.to_real)

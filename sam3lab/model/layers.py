@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam3lab.errors import UserError
+from sam3lab.model import operators
 
 ACTIVATIONS = {
     "gelu": F.gelu,
@@ -52,13 +53,6 @@ class Perceptron(nn.Module):
         return x
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
-    """Multi-head scaled dot-product attention of q [B,T,C] to k, v [B,U,C], with an additive bias that broadcasts to
-    [B,heads,T,U]; [B,T,C]."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
-
-
 class SelfAttention(nn.Module):
     """Self-attention whose queries and keys, but not values, carry a position encoding."""
 
@@ -70,7 +64,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
         q, k = self.qk_proj(x + position).chunk(2, dim=-1)
-        return self.o_proj(attend(q, k, self.v_proj(x), self.heads))
+        return self.o_proj(operators.attention(q, k, self.v_proj(x), self.heads))
 
 
 class TextAttention(nn.Module):
@@ -86,7 +80,7 @@ class TextAttention(nn.Module):
         k, v = self.kv_proj(text).chunk(2, dim=-1)
         # one row a query: ONNX Runtime's Attention does not broadcast a bias over the queries
         bias = bias.expand(-1, -1, x.shape[1], -1)
-        return self.o_proj(attend(self.q_proj(x), k, v, self.heads, bias))
+        return self.o_proj(operators.attention(self.q_proj(x), k, v, self.heads, bias))
 
 
 class ImageAttention(nn.Module):
@@ -100,7 +94,7 @@ class ImageAttention(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor, position: Tensor, bias: Tensor) -> Tensor:
         k, v = self.k_proj(memory + position), self.v_proj(memory)
-        return self.o_proj(attend(self.q_proj(x), k, v, self.heads, bias))
+        return self.o_proj(operators.attention(self.q_proj(x), k, v, self.heads, bias))
 
 
 def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:

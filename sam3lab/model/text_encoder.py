@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from sam3lab.model import operators
 from sam3lab.model.config import CONTEXT, Config
-from sam3lab.model.layers import FeedForward, attend, mask_bias
+from sam3lab.model.layers import FeedForward, mask_bias
 
 
 class Attention(nn.Module):
@@ -16,7 +17,7 @@ class Attention(nn.Module):
         self.qkv_proj, self.out_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        return self.out_proj(attend(*self.qkv_proj(x).chunk(3, dim=-1), self.heads, bias))
+        return self.out_proj(operators.attention(*self.qkv_proj(x).chunk(3, dim=-1), self.heads, bias))
 
 
 class Layer(nn.Module):

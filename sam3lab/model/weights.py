@@ -99,13 +99,13 @@ def _order(model: Sam3, name: str, back: bool = False) -> Callable[[Tensor], Ten
     """How the rows or columns of a parameter are reordered (`back`: from here to the reference)."""
     if "image_encoder" in name and "qkv_proj" in name:
         heads = model.config.vit.heads
-        return lambda fused: torch.cat([_pairs(x, heads, back) for x in fused.chunk(3)[:2]] + [fused.chunk(3)[2]])
+        return lambda fused: torch.cat([pairs(x, heads, back) for x in fused.chunk(3)[:2]] + [fused.chunk(3)[2]])
     if name == "detector.decoder.ref_point_head.layer1.weight":
-        return lambda weight: _pairs(weight.T, 4, back).T.contiguous()
+        return lambda weight: pairs(weight.T, 4, back).T.contiguous()
     return lambda tensor: tensor
 
 
-def _pairs(x: Tensor, groups: int, back: bool) -> Tensor:
+def pairs(x: Tensor, groups: int, back: bool) -> Tensor:
     """Within each of `groups` equal groups of rows, (0, 1, 2, 3, …) becomes (0, 2, …, 1, 3, …), or `back` again."""
     x = x.unflatten(0, (groups, 2, -1) if back else (groups, -1, 2))
     return x.transpose(1, 2).flatten(0, 2)

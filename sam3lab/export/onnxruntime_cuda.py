@@ -1,0 +1,80 @@
+"""What differs in graphs for ONNX Runtime's CUDA provider: operators of its own, and forms that its optimiser can fuse.
+
+The values are those of the portable graphs. Attention becomes com.microsoft.MultiHeadAttention, which has flash kernels
+and takes heads side by side, so that nothing is transposed. Rotary turns become com.microsoft.RotaryEmbedding, whose
+kernel starts one block for each token and head, and is slow where heads are narrow: with pairs (2i, 2i + 1), as the
+reference has them, the heads of queries and keys can be turned together as a few wide ones. The bias of the values
+passes through attention unchanged, since its weights sum to 1, and goes into that of the output projection. Biases
+elsewhere stay additions after the products, to be fused with GELU (by the optimiser) and with layer norms (see
+skip_norms).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sam3lab.model import operators
+from sam3lab.model.image_encoder import Attention
+from sam3lab.model.sam3 import Sam3
+from sam3lab.model.weights import pairs
+
+WIDEST = 1024  # threads of a CUDA block, of which RotaryEmbedding takes one a channel
+
+
+@contextmanager
+def adapted(model: Sam3) -> Iterator[None]:
+    """Changes the model in place for export; attention is ONNX Runtime's while it lasts."""
+    encoder = model.image_encoder
+    for layer in encoder.layers:
+        layer.attention = RotaryAttention(layer.attention)
+    width, heads = model.config.vit.width, model.config.vit.heads
+    for name in ("window_table", "global_table"):
+        table = getattr(encoder, name)
+        setattr(encoder, name, table.repeat(1, 1, group(width, heads) // (width // heads)))
+    with operators.replaced(attention):
+        yield
+
+
+def group(width: int, heads: int) -> int:
+    """The width of as many heads as are turned as one: the most whole ones within WIDEST that divide the width."""
+    return max(n * width // heads for n in range(1, heads + 1) if heads % n == 0 and n * width // heads <= WIDEST)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
+    """As operators.attention, by one node."""
+    inputs = (q, k, v) if bias is None else (q, k, v, None, None, bias)
+    return _node("MultiHeadAttention", inputs, {"num_heads": heads})
+
+
+class RotaryAttention(Attention):
+    """The image encoder's attention with products for queries and keys together and for values, and wide rotary heads."""
+
+    def __init__(self, source: Attention):
+        nn.Module.__init__(self)
+        self.heads, width = source.heads, source.o_proj.in_features
+        weight, bias = source.qkv_proj.weight.data, source.qkv_proj.bias.data
+        in_pairs = [pairs(each, 2 * self.heads, back=True) for each in (weight[: 2 * width], bias[: 2 * width])]
+        self.qk_weight, self.qk_bias = map(nn.Parameter, in_pairs)
+        self.v_weight = nn.Parameter(weight[2 * width :])
+        self.group = group(width, self.heads)
+        self.o_proj = source.o_proj
+        passed = source.o_proj.weight.data.double() @ bias[2 * width :].double()
+        self.o_proj.bias.data = (source.o_proj.bias.data.double() + passed).to(bias.dtype)
+
+    def mixed(self, x: Tensor, table: Tensor) -> Tensor:
+        qk = F.linear(x, self.qk_weight, self.qk_bias)
+        position = torch.zeros(1, dtype=torch.int64, device=x.device)
+        attributes = {"num_heads": qk.shape[-1] // self.group, "interleaved": 1}
+        q, k = _node("RotaryEmbedding", (qk, position, table[0], table[1]), attributes).chunk(2, dim=-1)
+        return operators.attention(q, k, F.linear(x, self.v_weight), self.heads)
+
+
+def _node(operator: str, inputs: tuple, attributes: dict) -> Tensor:
+    """A node of ONNX Runtime's own operators whose output is like its first input."""
+    like = inputs[0]
+    return torch.onnx.ops.symbolic(
+        f"com.microsoft::{operator}", inputs, attributes, dtype=like.dtype, shape=like.shape, version=1
+    )
