@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(EXTRA)
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 
-.PHONY: setup study test figures lab lint
+.PHONY: setup meta study test figures lab lint
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
@@ -17,6 +17,11 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
 	$(PIP) -e '.[$(EXTRA),dev]'
 	@touch $@
+
+# Meta's own package. It asks for older releases of what the rest uses, so that its own needs are named here instead.
+meta: $(READY)
+	$(PIP) einops ftfy iopath regex timm torchvision
+	$(PIP) --no-deps open_clip_torch sam3
 
 study: $(READY)
 	$(BIN)/sam3lab study $(ARGS)

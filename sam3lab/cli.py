@@ -19,6 +19,12 @@ COMMANDS = {
     "measure": ("sam3lab.bench.cli", "add_measure_arguments", "measure", "measure a list of cases"),
     "segment": ("sam3lab.segment", "add_arguments", "run", "find what prompts name in an image of your own"),
     "export": ("sam3lab.export.cli", "add_arguments", "run", "write a checkpoint's ONNX graphs"),
+    "build-engine": (
+        "sam3lab.export.engine_cli",
+        "add_arguments",
+        "run",
+        "build TensorRT engines of a checkpoint's graphs",
+    ),
     "train": ("sam3lab.train.cli", "add_arguments", "run", "train sam3-nano on rendered scenes"),
     "figures": ("sam3lab.study.cli", "add_figures_arguments", "figures", "render all figures from stored results"),
 }

@@ -117,3 +117,32 @@ class ChecksThreads(Quick):
         assert artifacts.threads > 0
         assert os.environ["OMP_NUM_THREADS"] == str(artifacts.threads)
         assert os.environ["MKL_NUM_THREADS"] == str(artifacts.threads)
+
+
+class Compiles(Quick):
+    """Takes its time in the first call of a shape, and remembers it in the file named by SAM3LAB_TEST_COMPILED."""
+
+    compiles = True
+
+    def image(self, pixels):
+        path = Path(os.environ["SAM3LAB_TEST_COMPILED"])
+        shape = f"{len(pixels)}\n"
+        if not path.exists() or shape not in path.read_text().splitlines(keepends=True):
+            with path.open("a") as file:
+                file.write(shape)
+        return super().image(pixels)
+
+
+class MeetsAnother(Quick):
+    """Can only be prepared while another case is: each leaves a file in SAM3LAB_TEST_MEETING and waits for two."""
+
+    @classmethod
+    def prepare(cls, artifacts):
+        place = Path(os.environ["SAM3LAB_TEST_MEETING"])
+        (place / str(artifacts.resolution)).touch()
+        deadline = time.monotonic() + 30
+        while len(list(place.iterdir())) < 2:
+            if time.monotonic() > deadline:
+                raise UserError("nothing else was prepared at the same time")
+            time.sleep(0.02)
+        return artifacts

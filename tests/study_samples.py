@@ -3,12 +3,14 @@
 import dataclasses
 import json
 
+import nbformat
 import numpy as np
 import pandas as pd
 
+from sam3lab import paths, prompts
 from sam3lab.bench.accuracy import Accuracy
 from sam3lab.bench.case import Case, accuracy_case
-from sam3lab.study import gallery, run
+from sam3lab.study import deployment, gallery, presets, run
 
 SPEED = {
     "transformers": 1.0,
@@ -17,16 +19,24 @@ SPEED = {
     "onnxruntime": 0.55,
     "openvino": 0.5,
     "sleep": 1.0,
+    "meta": 0.9,
+    "meta-compiled": 0.7,
 }
 PARTS = {"image": 12.0, "text": 1.6, "detect": 6.0}
-PRECISIONS = {"fp32": 1.0, "bf16": 1.8, "int8": 0.7}  # and their time
+ON_CPU = {"fp32": 1.0, "bf16": 1.8, "int8": 0.7}  # precisions, and their time
+ON_GPU = {"fp32": 1.0, "tf32": 0.5, "bf16": 0.25, "fp16": 0.25}
 OFFERED = {"onnxruntime": ("int8",), "openvino": ("int8",)}  # all others have bf16
 PHRASES = (("cat",), ("black cat on sofa",), ("cat, dog, table",), ("cat", "dog", "table"))
-OWN = 252
+WORDS = [prompt.text for prompt in prompts.by_kind("word")]
+OWN = {"sam3-nano": 252, "sam3": 1008, "sam3-huge": 1008}
+GPU_ROWS = [("transformers", each) for each in ("fp32", "fp16", "bf16")]
+GPU_ROWS += [(name, "fp16") for name in ("pytorch", "pytorch-compiled", "onnxruntime")]
+GPU_ROWS += [("meta", "bf16"), ("meta-compiled", "bf16")]
+NVIDIA = ("transformers", "pytorch-compiled", "onnxruntime")  # what most notebooks compare on a GPU
 
 
-def cases(device="cpu", backends=tuple(name for name in SPEED if name != "sleep")):
-    """Every case that the notebooks ask for by default."""
+def cases(device="cpu", backends=("transformers", "pytorch", "pytorch-compiled", "onnxruntime", "openvino")):
+    """Every case that the notebooks ask for by default, with sam3-nano in fp32."""
     common = {"images": ("chelsea",), "device": device}
     made = [Case(backend=name, **common) for name in backends]
     unseen = [accuracy_case(made[0], "compositional", 32)]
@@ -34,8 +44,33 @@ def cases(device="cpu", backends=tuple(name for name in SPEED if name != "sleep"
     made += [Case(backend=name, precision=p, **whole) for name in backends for p in OFFERED.get(name, ("bf16",))]
     made += [accuracy_case(case, scenes=32) for case in made] + [Case(replica=1, **common)] + unseen
     made += [Case(backend=name, resolution=side, **whole) for name in backends for side in (126, 378)]
+    few = [name for name in backends if name in presets.OWN["cpu"]["06_calls"]["backends"]]
+    made += [Case(backend=name, batch=4, **whole) for name in few]
+    made += [Case(backend=name, **common | {"mode": "cold"}) for name in backends]
     common["mode"] = "model"
     return made + [Case(backend=name, prompts=texts, **common) for name in backends for texts in PHRASES[1:]]
+
+
+def gpu_cases():
+    """Every case that the notebooks ask for by default on a GPU, but for TensorRT's, which are not run."""
+    common = {"checkpoint": "sam3", "resolution": 1008, "images": ("chelsea",), "device": "cuda"}
+    whole, stages = common | {"mode": "pipeline"}, common | {"mode": "model"}
+    rows = [{"backend": backend, "precision": precision} for backend, precision in GPU_ROWS]
+    made = [Case(**row, **common) for row in rows] + [Case(**rows[1], replica=1, **common)]
+    made += [Case(**row, **whole | {"checkpoint": "sam3-huge"}) for row in rows[:2]]
+    resized = [row for row in rows if row["backend"] in NVIDIA and row["precision"] != "bf16"]
+    made += [Case(**row, **whole | {"resolution": side}) for row in resized for side in (504, 1512)]
+    few = [row for row in resized if row["precision"] == "fp16"]
+    asked = [*PHRASES[1:], *(tuple(WORDS[:count]) for count in (2, 4, 8, 16))]
+    made += [Case(**row, prompts=texts, **stages) for row in few for texts in asked]
+    made += [Case(**row, batch=batch, **whole) for row in few for batch in (4, 8)]
+    made += [Case(**row, **common | {"mode": "cold"}) for row in rows if row not in (rows[0], rows[2])]
+    others = [(name, each) for name in NVIDIA for each in ON_GPU if (name, each) not in GPU_ROWS]
+    precise = [Case(backend=name, precision=each, **whole) for name, each in others]
+    small = {"checkpoint": "sam3-nano", "resolution": 252}
+    scored = [dataclasses.replace(case, **small) for case in [*made[:6], *precise]]
+    unseen = accuracy_case(scored[0], "compositional", 32)
+    return [*made, *precise, *(accuracy_case(case, scenes=32) for case in scored), unseen]
 
 
 def accuracy(case):
@@ -52,51 +87,50 @@ def fails(case, failed) -> bool:
 
 
 def is_reference(case) -> bool:
-    return case.backend == "transformers" and case.precision == "fp32" and not case.replica
+    return case.backend == "transformers" and case.precision == "fp32" and not case.replica and case.mode != "cold"
+
+
+def measured(case, drift, rng, samples):
+    """(stage, phase, metric, unit, values) of one round of a case."""
+    pace = SPEED.get(case.backend, 1) * (ON_GPU if case.device == "cuda" else ON_CPU)[case.precision]
+    pace *= 1.5 if case.checkpoint == "sam3-huge" else 1
+    if case.mode == "cold":
+        seconds = {"prepare": 20.0, "export": 15.0, "build": 5.0, "load": 2.0, "first": 1.0, "startup": 25.0}
+        return [("process", "cold", name, "s", [value * pace * drift]) for name, value in seconds.items()]
+    size, count, batch = (case.resolution / OWN[case.checkpoint]) ** 1.6, len(case.prompts), case.batch**0.8
+    parts = {
+        "image": PARTS["image"] * size * batch,
+        "text": PARTS["text"] * count,
+        "detect": PARTS["detect"] * size * count * batch,
+    }
+    wholes = {"pipeline": sum(parts.values()), "pipeline_cached": parts["image"] + parts["detect"]}
+    wholes |= {"end_to_end": wholes["pipeline"] + 15} if case.mode == "speed" else {}
+    times = wholes if case.mode == "pipeline" else parts | wholes
+    rows = [
+        (stage, "steady", "wall", "ms", value * pace * drift * rng.normal(1, 0.01, samples))
+        for stage, value in times.items()
+    ]
+    rows += [("process", "load", "startup", "s", [2.0 * drift]), ("pipeline", "first", "wall", "ms", [30.0 * drift])]
+    memory = {"rss": 400.0, "rss_peak": 450.0 + case.resolution, "rss_peak_startup": 500.0}
+    if case.device == "cuda":
+        memory |= {"gpu": 300.0, "gpu_peak": 300.0 + case.resolution}
+        state = {"energy": ("J", 5.0 * pace), "clock_sm": ("MHz", 1900), "power": ("W", 500), "temperature": ("C", 50)}
+        rows += [("pipeline", "steady", name, unit, [value * drift]) for name, (unit, value) in state.items()]
+    return rows + [("process", "memory", name, "MB", [v * SPEED.get(case.backend, 1)]) for name, v in memory.items()]
 
 
 def frame(cases, rounds=3, samples=12, failed=()):
     """Rows as results.load gives them; the outputs of backends in `failed` are not those of native PyTorch."""
     lines = []
     for case in cases:
-        if case.mode == "accuracy":
-            lines += [_line(case, 0, *row, 0) for row in ((*row[:4], row[4][0]) for row in accuracy(case))]
-            continue
-        pace = SPEED.get(case.backend, 1) * PRECISIONS[case.precision]
-        size, prompts = (case.resolution / OWN) ** 1.6, len(case.prompts)
-        parts = {
-            "image": PARTS["image"] * size,
-            "text": PARTS["text"] * prompts,
-            "detect": PARTS["detect"] * size * prompts,
-        }
-        wholes = {"pipeline": sum(parts.values()), "pipeline_cached": parts["image"] + parts["detect"]}
-        wholes |= {"end_to_end": wholes["pipeline"] + 15} if case.mode == "speed" else {}
         rng = np.random.default_rng(int(case.id, 16))
-        for number in range(rounds):
-            drift = rng.normal(1, 0.01)
-            rows = [
-                (
-                    stage,
-                    "steady",
-                    "wall",
-                    "ms",
-                    value * pace * drift * rng.normal(1, 0.01, samples),
-                )
-                for stage, value in (parts | wholes).items()
-            ]
-            rows.append(("process", "load", "startup", "s", [2.0 * drift]))
-            rows += [
-                ("process", "memory", metric, "MB", [value * SPEED.get(case.backend, 1)])
-                for metric, value in (
-                    ("rss", 400.0),
-                    ("rss_peak", 450.0 + case.resolution),
-                    ("rss_peak_startup", 500.0),
-                )
-                + ((("gpu", 300.0), ("gpu_peak", 300.0 + case.resolution)) if case.device == "cuda" else ())
-            ]
+        once = case.mode == "accuracy"
+        for number in range(1 if once else rounds):
+            rows = accuracy(case) if once else measured(case, rng.normal(1, 0.01), rng, samples)
             for stage, phase, metric, unit, values in rows:
-                for index, value in enumerate(values):
-                    lines.append(_line(case, number, stage, phase, metric, unit, value, index))
+                about = {"run_id": "made-up", "case": case.id, "label": case.label, "round": number, "stage": stage}
+                about |= {"phase": phase, "metric": metric, "unit": unit} | case.to_json()
+                lines += [about | {"value": float(value), "sample": index} for index, value in enumerate(values)]
     rows = pd.DataFrame(lines)
     for name in ("prompts", "images"):
         rows[name] = rows[name].map(tuple)
@@ -106,15 +140,6 @@ def frame(cases, rounds=3, samples=12, failed=()):
     return rows
 
 
-def _line(case, round_, stage, phase, metric, unit, value, sample):
-    about = {"run_id": "made-up", "case": case.id, "label": case.label, "round": round_, "stage": stage}
-    return (
-        about
-        | {"phase": phase, "metric": metric, "unit": unit, "value": float(value), "sample": sample}
-        | case.to_json()
-    )
-
-
 def store(directory, cases, failed=(), notebooks=None):
     """Write a directory that results.load and `sam3lab figures` read, as `sam3lab study --publish` does."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -122,11 +147,12 @@ def store(directory, cases, failed=(), notebooks=None):
     for name in ("prompts", "images"):
         rows[name] = rows[name].map(list)
     rows.drop(columns="parity").to_parquet(directory / "results.parquet", index=False)
+    references = {case.inputs_id: case.id for case in cases if is_reference(case)}
     compared = [
         {
             "case": case.id,
             "label": case.label,
-            "reference": next(other.id for other in cases if is_reference(other) and other.inputs_id == case.inputs_id),
+            "reference": references.get(case.inputs_id, "one that keeps its outputs alone"),
             "backend": case.backend,
             "precision": case.precision,
             "output": output,
@@ -146,34 +172,55 @@ def store(directory, cases, failed=(), notebooks=None):
         for output in (("split",) if case.mode == "accuracy" else ("logits", "masks", "detections"))
     ]
     pd.DataFrame(compared).to_parquet(directory / "parity.parquet", index=False)
-    skipped = Case(backend="tensorrt", images=("chelsea",), device=cases[0].device)
-    columns = {"case": skipped.id, "label": skipped.label, "round": 0, "status": "skipped", "log": None}
-    pd.DataFrame([columns | {"reason": "there is no NVIDIA driver"} | skipped.to_json()]).to_parquet(
-        directory / "failures.parquet", index=False
-    )
-    environment = {
-        "cpu": "A processor",
-        "threads": 2,
-        "ram_gb": 8,
-        "gpu": None,
-        "python": "3.12.0",
-        "version_torch": "2.0",
-    }
-    if cases[0].device == "cuda":
-        environment["gpu"] = "A GPU"
-    (directory / "environment.json").write_text(json.dumps(environment))
+    skipped = [dataclasses.replace(case, backend="tensorrt") for case in cases if case.backend == "onnxruntime"]
+    columns = {"round": 0, "status": "skipped", "log": None, "reason": "the package tensorrt is not installed"}
+    missing = [columns | {"case": case.id, "label": case.label} | case.to_json() for case in skipped or cases[:1]]
+    pd.DataFrame(missing).to_parquet(directory / "failures.parquet", index=False)
     device = cases[0].device
-    ends = {"value": 100.0, "low": 98.0, "high": 101.0}
-    matmul = {"ceiling": "matmul", "precision": "fp32", "unit": "GFLOP/s", "size": 1536, "samples": 9} | ends
-    facts = {f"native.{cases[0].checkpoint}": OWN, f"flops.{cases[0].checkpoint}.{OWN}": 4e8}
-    facts |= {f"ceilings.{device}": [matmul], "harness": {"value": 1e-3, "low": 8e-4, "high": 2e-3}}
-    facts |= {f"size.{case.id}": 8_000_000 if case.precision == "int8" else 25_000_000 for case in cases}
-    scored = [case for case in cases if case.mode == "accuracy"]
-    facts["gallery"] = gallery.collect(directory, scored)  # there are no predictions: the truth alone
-    for row in facts["gallery"]:
-        row["found"] = [{"backend": case.backend, "precision": case.precision, "masks": []} for case in scored[:7]]
-    for notebook in notebooks or run.names():
-        known = run.defaults(notebook)
-        facts[f"parameters.{notebook}"] = known | ({"device": device} if "device" in known else {})
-    (directory / "facts.json").write_text(json.dumps(facts))
+    environment = {"cpu": "A processor", "threads": 2, "ram_gb": 8, "gpu": None, "python": "3.12.0"}
+    environment |= {"version_torch": "2.0", "collected": "2026-01-01"} | ({"gpu": "A GPU"} if device == "cuda" else {})
+    (directory / "environment.json").write_text(json.dumps(environment))
+    (directory / "facts.json").write_text(
+        json.dumps(facts(directory, cases, run.names() if notebooks is None else notebooks))
+    )
     return directory
+
+
+def execute(tasks, run_dir):
+    """run.execute in this process: without kernels, which take longer to start than most notebooks to run."""
+    for notebook, given in tasks.items():
+        scope = {}
+        for cell in nbformat.read(paths.NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells:
+            if cell.cell_type == "code":
+                exec(compile(cell.source, f"{notebook}, {cell.id}", "exec"), scope)
+            scope |= given if "parameters" in cell.metadata.get("tags", ()) else {}
+    return []
+
+
+def facts(directory, cases, notebooks):
+    """What the notebooks find out once: ceilings, floors, sizes, deployment, the gallery, their own parameters."""
+    device, checkpoint = cases[0].device, cases[0].checkpoint
+    ends = {"value": 100.0, "low": 98.0, "high": 101.0, "samples": 9}
+    highest = [{"ceiling": "copy", "precision": "bytes", "unit": "GB/s", "size": 2**27, "library": "torch"} | ends]
+    for each in ON_GPU if device == "cuda" else ("fp32", "bf16"):
+        highest.append(
+            {"ceiling": "matmul", "precision": each, "unit": "GFLOP/s", "size": 1536, "library": "torch"} | ends
+        )
+    known = {f"native.{name}": side for name, side in OWN.items()} | {f"ceilings.{device}": highest}
+    known |= {f"flops.{checkpoint}.{OWN[checkpoint]}": 4e8, "harness": {"value": 1e-3, "low": 8e-4, "high": 2e-3}}
+    known |= {f"size.{case.id}": 8_000_000 if case.precision == "int8" else 25_000_000 for case in cases}
+    floor = {stage: value / 8 for stage, value in PARTS.items()} | {"pipeline": sum(PARTS.values()) / 8}
+    known |= {f"floor.{case.id}": floor for case in cases if case.mode == "speed"}
+    counted = {column: 7 for column in deployment.RESPECTS}
+    names = dict.fromkeys(case.backend for case in cases)
+    known["deployment"] = [counted | {"backend": name, "steps": 2 + place} for place, name in enumerate(names)]
+    scored = [case for case in cases if case.mode == "accuracy"]
+    known["gallery"] = gallery.collect(directory, scored) if scored else []  # there are no predictions: the truth alone
+    for row in known["gallery"]:
+        row["found"] = [{"backend": case.backend, "precision": case.precision, "masks": []} for case in scored[:7]]
+    for notebook in notebooks:
+        asked = {name: value for name, value in run.defaults(notebook).items()}
+        known[f"parameters.{notebook}"] = presets.resolved(
+            notebook, asked, {"device": device, "checkpoint": checkpoint}
+        )
+    return known

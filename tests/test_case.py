@@ -31,12 +31,13 @@ def test_id_is_the_same_in_another_process_and_differs_for_every_field():
             {"prompts": ("chat",)},
             {"images": ("coffee",)},
             {"mode": "model"},
+            {"mode": "cold"},
             {"device": "cuda"},
             {"threads": 1},
             {"replica": 1},
         )
     ]
-    assert len({case.id, *(other.id for other in others)}) == 12
+    assert len({case.id, *(other.id for other in others)}) == 13
 
 
 def test_inputs_are_shared_by_what_runs_on_them():
@@ -56,7 +57,7 @@ def test_inputs_are_shared_by_what_runs_on_them():
         ({"prompts": ("cat", " ")}, "prompts"),
         ({"prompts": "cat"}, "write ('cat',)"),
         ({"images": ()}, "images"),
-        ({"mode": "fast"}, "speed, model, pipeline, reference"),
+        ({"mode": "fast"}, "speed, model, pipeline, reference, accuracy, cold"),
         ({"precision": "fp64"}, "fp32, tf32"),
         ({"device": "tpu"}, "cpu, cuda"),
         ({"backend": ""}, "backend"),
@@ -114,6 +115,14 @@ def test_reference_is_added_only_where_there_is_none():
     assert plan.reference_of(planned[1], whole) == planned[0]
     assert plan.reference_of(planned[2], whole) == whole[3]
     assert [step for step in plan.steps(whole, 3, 0) if step[0] == whole[3]] == [(whole[3], 0)]
+
+
+def test_metas_package_has_a_reference_of_its_own():
+    planned = [Case(), Case(backend="meta", precision="bf16"), Case(backend="meta-compiled", precision="bf16")]
+    whole = plan.with_references(planned)
+    assert [case.backend for case in whole[3:]] == ["transformers-geometry"]
+    assert {plan.reference_of(case, whole) for case in whole[1:]} == {whole[3]}
+    assert plan.reference_of(whole[0], whole) == whole[0]
 
 
 def test_reference_is_fp32_and_no_twin_and_on_the_same_device_if_it_can():

@@ -42,10 +42,41 @@ def feeds(model):
     return {"image": ((pixels,), maps), "text": ((ids, mask), (text,)), "detect": ((*maps, text, mask, *pairs), found)}
 
 
+def with_group_norm(path):
+    """The graph with com.microsoft.GroupNorm, which only the CUDA provider has, as a function of standard operators."""
+    model = onnx.load(path)
+    for node in model.graph.node:
+        if node.op_type == "GroupNorm":
+            node.domain = "test"
+    model.opset_import.append(onnx.helper.make_opsetid("test", 1))
+    nodes = [
+        onnx.helper.make_node("Transpose", ["x"], ["first"], perm=[0, 3, 1, 2]),
+        onnx.helper.make_node("GroupNormalization", ["first", "scale", "shift"], ["normed"]),
+        onnx.helper.make_node("Transpose", ["normed"], ["y"], perm=[0, 2, 3, 1]),
+    ]
+    for ours, theirs, kind in (
+        ("num_groups", "groups", onnx.AttributeProto.INT),
+        ("epsilon",) * 2 + (onnx.AttributeProto.FLOAT,),
+    ):
+        nodes[1].attribute.append(onnx.AttributeProto(name=ours, ref_attr_name=theirs, type=kind))
+    model.functions.append(
+        onnx.helper.make_function(
+            "test",
+            "GroupNorm",
+            ["x", "scale", "shift"],
+            ["y"],
+            nodes,
+            [onnx.helper.make_opsetid("", 23)],
+            ["groups", "epsilon", "activation", "channels_last"],
+        )
+    )
+    return model.SerializeToString()
+
+
 def test_every_stage_computes_what_the_model_does(graphs, small_checkpoint):
     for stage, (inputs, expected) in feeds(load_model(small_checkpoint, RESOLUTION)).items():
         session = ort.InferenceSession(
-            graphs / f"{stage}.onnx", providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED
+            with_group_norm(graphs / f"{stage}.onnx"), providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED
         )
         feed = {name: tensor.numpy() for name, tensor in zip(INPUTS[stage], inputs, strict=True)}
         for one, other in zip(session.run(None, feed), expected, strict=True):
@@ -61,6 +92,7 @@ def test_attention_turns_and_norms_are_single_operators(graphs):
     assert (text["MultiHeadAttention"], text["SkipLayerNormalization"], text["LayerNormalization"]) == (2, 4, 1)
     # two encoder layers with two attentions, two decoder layers with three, and the mask decoder's
     assert (detect["MultiHeadAttention"], detect["Attention"]) == (11, 0)
+    assert (detect["GroupNorm"], detect["GroupNormalization"], detect["InstanceNormalization"]) == (2, 0, 0)
 
 
 def test_the_bias_of_the_values_is_in_the_output_projection(graphs, small_checkpoint):

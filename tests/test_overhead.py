@@ -1,13 +1,20 @@
 import gc
 import itertools
+import json
+import os
+import sys
+import time
 import weakref
+from functools import partial
 
+import pandas as pd
 import pytest
 
-from sam3lab.bench import clock, statistics
+from sam3lab.bench import ceilings, clock, products, statistics
 from sam3lab.bench.ceilings import harness_overhead
 from sam3lab.bench.clock import Clock, steady, warm_up
 from sam3lab.bench.process import run
+from sam3lab.bench.products import Load
 from tests.bench_run import case, make_checkpoint, short
 
 
@@ -24,6 +31,43 @@ def test_a_10_ms_call_reads_as_10_ms_in_a_worker(tmp_path):
     for stage, milliseconds in (("image", 10), ("text", 10), ("detect", 10), ("pipeline", 30), ("pipeline_cached", 20)):
         read = statistics.select(rows, stage)["value"]
         assert milliseconds <= read.min() < 1.02 * milliseconds, stage
+
+
+@pytest.mark.alone
+def test_a_ceiling_is_that_of_the_fastest_library(tmp_path, monkeypatch):
+    def wait(milliseconds):
+        end = time.perf_counter_ns() + milliseconds * 1e6
+        while time.perf_counter_ns() < end:
+            pass
+
+    def loads(device, threads):
+        assert (device, threads) == ("cpu", 3)
+        for library, milliseconds in (("slow", 20), ("quick", 2), ("slower", 30)):
+            yield Load("matmul", "fp32", library, "GFLOP/s", 7, 2e6, partial(wait, milliseconds))
+        yield Load("copy", "bytes", "slow", "GB/s", 9, 1e6, partial(time.sleep, 0.001))
+
+    monkeypatch.setattr(products, "loads", loads)
+    monkeypatch.setattr(ceilings.child, "tie_to_parent", lambda parent: None)
+    job, out = tmp_path / "job.json", tmp_path / "rows.json"
+    asked = {"device": "cpu", "threads": 3, "seconds": 0.02, "out": str(out), "parent": os.getpid()}
+    job.write_text(json.dumps(asked))
+    ceilings.main(str(job), "0")
+    rows = pd.DataFrame(json.loads(out.read_text()), columns=ceilings.COLUMNS)
+    assert list(rows["library"]) == ["quick", "slow"] and list(rows["size"]) == [7, 9]
+    assert 0.5 < rows["value"][0] <= 1.0  # 2e6 operations in 2 ms
+    assert (rows["low"] <= rows["value"]).all() and (rows["value"] <= rows["high"]).all()
+
+
+def test_ceilings_are_measured_in_a_process_of_their_own(monkeypatch):
+    before = set(sys.modules)
+    found = ceilings.ceilings("cpu", threads=1, seconds=0.02).set_index(["ceiling", "precision"])
+    assert not (set(sys.modules) - before) & {"torch", "onnxruntime", "openvino"}
+    assert {("copy", "bytes"), ("matmul", "fp32")} <= set(found.index) and found.index.is_unique
+    assert (found["value"] > 0.1).all() and (found["samples"] >= 5).all()
+
+    monkeypatch.setattr(ceilings, "_TIMEOUT", 0.3)
+    with pytest.raises(RuntimeError, match="no end after"):
+        ceilings.ceilings("cpu", threads=1)
 
 
 def test_collection_is_off_while_samples_are_taken_and_on_again_after():

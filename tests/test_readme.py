@@ -1,13 +1,12 @@
-"""README.md quotes figures/numbers.json and nothing else, and what it links to is there."""
+"""README.md quotes the published numbers and nothing else, and what it links to is there."""
 
-import json
 import re
 
 import pytest
 
 from sam3lab.errors import UserError
 from sam3lab.paths import FIGURES, ROOT
-from sam3lab.study import readme
+from sam3lab.study import readme, stored
 
 RECORDS = {"a.ratio": {"value": 2.0, "low": 1.5, "high": 2.5, "unit": "×", "text": "2.00 [1.50, 2.50]×"}}
 
@@ -15,7 +14,8 @@ RECORDS = {"a.ratio": {"value": 2.0, "low": 1.5, "high": 2.5, "unit": "×", "tex
 def test_the_numbers_are_those_of_the_published_results():
     text = (ROOT / "README.md").read_text()
     assert len(readme.MARK.findall(text)) > 5
-    assert readme.refresh(text, json.loads((FIGURES / "numbers.json").read_text())) == text
+    assert readme.refresh(text, stored.published(FIGURES)) == text
+    assert "figures/answer.png" in text and "<!-- answer.headline -->" in text
 
 
 def test_its_links_and_commands_exist():
@@ -34,6 +34,8 @@ def test_refresh():
         readme.refresh("x <!-- a.ratio -->old<!-- / -->", RECORDS) == "x <!-- a.ratio -->2.00 [1.50, 2.50]×<!-- / -->"
     )
     assert readme.refresh("<!-- a.ratio|value --><!-- / -->", RECORDS) == "<!-- a.ratio|value -->2.00×<!-- / -->"
+    elsewhere = {"a-cpu:a.ratio": RECORDS["a.ratio"]}
+    assert readme.refresh("<!-- a-cpu:a.ratio|value --><!-- / -->", elsewhere).count("2.00×") == 1
     with pytest.raises(UserError, match=r"b\.ratio"):
         readme.refresh("<!-- b.ratio -->1<!-- / -->", RECORDS)
     with pytest.raises(UserError, match="typed by hand"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sam3lab.bench import process, records, results, statistics
+from sam3lab.bench import process, records, results, runner, statistics
 from sam3lab.bench.case import Case
 from sam3lab.bench.progress import Progress
 from sam3lab.errors import UserError
@@ -280,3 +280,29 @@ def test_marks_name_what_was_measured(checkpoint, tmp_path):
     assert Case.from_json(mark["definition"]).id == mark["case"]
     assert len(mark["checkpoint_sha256"]) == 64 and len(mark["sha256"]) == 64 and mark["rows"] > 20
     assert (tmp_path / "results" / f"environment-{mark['environment']}.json").exists()
+
+
+def test_cases_are_prepared_at_the_same_time_where_there_are_cores(checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "meeting").mkdir()
+    monkeypatch.setenv("SAM3LAB_TEST_MEETING", str(tmp_path / "meeting"))
+    monkeypatch.setattr(runner, "available_cores", lambda: 2 * runner.CORES_A_JOB)
+    cases = [case(checkpoint)] + [case(checkpoint, "tests.fakes:MeetsAnother", resolution=side) for side in (42, 56)]
+    rows = short(cases, tmp_path / "run")
+    assert {each.id for each in cases} <= set(rows["case"])
+    assert results.failures(tmp_path / "run").empty
+
+
+def test_a_backend_that_compiles_has_compiled_before_it_is_measured(checkpoint, tmp_path, monkeypatch):
+    compiled = tmp_path / "compiled"
+    monkeypatch.setenv("SAM3LAB_TEST_COMPILED", str(compiled))
+    seen = []
+    run = process.run
+
+    def watched(module, *arguments, **how):
+        seen.append((module, compiled.read_text() if compiled.exists() else ""))
+        return run(module, *arguments, **how)
+
+    monkeypatch.setattr(process, "run", watched)
+    short([case(checkpoint, "tests.fakes:Compiles", batch=batch) for batch in (1, 2)], tmp_path / "run")
+    assert compiled.read_text() == "1\n2\n"
+    assert all(text == "1\n2\n" for module, text in seen if module == "sam3lab.bench.worker")

@@ -115,7 +115,7 @@ def test_a_kernel_that_dies_is_a_failure(study, capfd):
         (["-p", "rounds", "many"], "rounds = 'many'"),
         (["-p", "run", "elsewhere"], "--name"),
         (["--notebook", "07_nothing"], "00_one, 01_two"),
-        (["--rounds", "0"], "rounds = 0"),
+        (["--rounds", "-1"], "rounds = -1"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_runs(study, arguments, message, capsys):

@@ -22,7 +22,7 @@ def stored(tmp_path_factory):
 
 def speed(stored):
     samples = results.load(stored)
-    base = samples["mode"].isin(["speed", "pipeline"]) & (samples["resolution"] == 252)
+    base = samples["mode"].isin(["speed", "pipeline"]) & (samples["resolution"] == 252) & (samples["batch"] == 1)
     return samples[base & (samples["replica"] == 0)]
 
 
@@ -32,7 +32,7 @@ def state(samples):
 
 def test_scores_are_out_of_a_hundred_with_their_intervals(stored):
     scored = results.accuracy(stored)
-    ap = scores.frame(scored, "ap", scores.BY).set_index(scores.BY)
+    ap = scores.frame(scored, "ap").set_index(scores.BY)
     assert ap.loc[("onnxruntime", "int8"), ["value", "low", "high"]].tolist() == pytest.approx([80, 75, 85])
     assert scores.frame(scored, "cgf1", scores.BY)["value"].max() == 91
 
@@ -47,6 +47,14 @@ def test_tensors_and_detections_must_both_agree_but_for_int8_the_detections_deci
     found = state(scores.judged(samples.assign(parity="failed"), fine))
     assert found["onnxruntime", "fp32"] == "failed" and found["onnxruntime", "int8"] == "passed"
     assert state(scores.judged(samples, scored.iloc[:0])) == state(samples)
+
+
+def test_another_checkpoints_detections_decide_only_where_tensors_do_not(stored):
+    samples, scored = speed(stored), results.accuracy(stored)
+    wrong = scored.assign(parity="failed")
+    assert state(scores.judged(samples, wrong))["onnxruntime", "fp32"] == "failed"
+    found = state(scores.judged(samples, wrong, same=False))
+    assert found["onnxruntime", "fp32"] == "passed" and found["onnxruntime", "int8"] == "failed"
 
 
 def test_what_failed_keeps_its_time_beside_its_accuracy_but_is_not_told(stored):

@@ -7,13 +7,22 @@ import pytest
 
 from sam3lab.bench.statistics import Estimate
 from sam3lab.errors import UserError
-from sam3lab.study import tables
+from sam3lab.study import markup, tables
 from tests import study_samples
 
 
 @pytest.fixture(scope="module")
 def samples():
-    return study_samples.frame(study_samples.cases(), failed=("openvino",))
+    """Of the notebooks on runtimes and resolution: single images in fp32."""
+    kept = [
+        case for case in study_samples.cases() if (case.batch, case.precision, case.prompts) == (1, "fp32", ("cat",))
+    ]
+    return study_samples.frame([case for case in kept if case.mode != "cold"], failed=("openvino",))
+
+
+@pytest.fixture(scope="module")
+def on_gpu():
+    return study_samples.frame([case for case in study_samples.gpu_cases() if case.mode == "speed"])
 
 
 def test_ratios_are_against_native_pytorch_in_the_same_group(samples):
@@ -39,7 +48,7 @@ def test_a_case_without_parity_is_in_no_comparison_but_stands_in_the_table(sampl
     assert table.loc["OpenVINO", "Parity"] == "FAILED"
     assert not isinstance(table.loc["OpenVINO", "Pipeline, ms"], Estimate)
     assert table["Parity"].tolist() == ["reference", "passed", "passed", "passed", "FAILED"]
-    assert '<tr class="failed">' in tables.to_html(table.reset_index(), "x")
+    assert '<tr class="failed">' in markup.to_html(table.reset_index(), "x")
 
 
 def test_growth_is_against_the_same_runtime(samples):
@@ -60,32 +69,57 @@ def test_twins_do_not_count_as_samples(samples):
     assert tables.estimates(samples).equals(tables.estimates(alone))
 
 
-def test_the_peak_is_the_greatest_of_the_process_and_the_gpus_on_a_gpu(samples):
+def test_the_peak_is_the_greatest_of_the_process_and_the_gpus_on_a_gpu(samples, on_gpu):
     peak = tables.estimates(tables.with_peaks(samples, "cpu"), by=["backend", "resolution"], **tables.PEAK)
     peak = peak.set_index(["backend", "resolution"])["value"]
     assert peak["transformers", 252] == 702 and peak["transformers", 126] == 576
-    on_gpu = study_samples.frame(study_samples.cases("cuda", ("transformers",)))
-    peak = tables.estimates(tables.with_peaks(on_gpu, "cuda"), by=["resolution"], **tables.PEAK).set_index("resolution")
-    assert peak.loc[252, "value"] == 552
-    less = tables.ratios(tables.with_peaks(samples, "cpu"), **tables.PEAK).set_index("backend")
+    peak = tables.column(tables.estimates(tables.with_peaks(on_gpu, "cuda"), by=tables.BY, **tables.PEAK), tables.BY)
+    assert peak["transformers", "fp32"].value == 1308
+    own = samples[samples["resolution"] == 252]
+    less = tables.ratios(tables.with_peaks(own, "cpu"), **tables.PEAK).set_index("backend")
     assert less.loc["pytorch", "verdict"] == "less" and less.loc["transformers", "verdict"] == "equal"
 
 
-def test_figures_show_ratios_on_a_cpu_and_milliseconds_on_a_gpu(samples):
+def test_figures_show_ratios_on_a_cpu_and_milliseconds_on_a_gpu(samples, on_gpu):
     assert tables.times(samples, "cpu").set_index("backend").loc["transformers", "value"] == 1
     parts = tables.times(samples, "cpu", ("image", "text", "detect"))
     assert parts[parts["backend"] == "transformers"]["value"].sum() == pytest.approx(1, abs=0.03)
-    on_gpu = study_samples.frame(study_samples.cases("cuda", ("transformers",)))
-    assert tables.times(on_gpu, "cuda", by=["resolution"]).set_index("resolution").loc[252, "value"] == pytest.approx(
-        19.6, rel=0.03
-    )
+    whole = tables.times(on_gpu, "cuda", by=tables.BY).set_index(tables.BY)["value"]
+    assert whole["transformers", "fp32"] == pytest.approx(19.6, rel=0.03)
 
 
-def test_rates_and_shares_turn_their_intervals_around():
-    latency = pd.DataFrame({"backend": ["a"], "value": [10.0], "low": [8.0], "high": [20.0]})
-    rate = tables.rates(latency).iloc[0]
-    assert (rate["low"], rate["value"], rate["high"]) == (50, 100, 125)
-    assert tables.shares(latency, 1e8, 100.0)["value"].iloc[0] == pytest.approx(10)
+def test_on_a_gpu_a_runtime_is_compared_with_native_pytorch_in_its_own_precision_and_in_fp32(on_gpu):
+    same = tables.column(tables.ratios(on_gpu, by=tables.BY, invert=True), tables.BY)
+    assert same["onnxruntime", "fp16"].value == pytest.approx(1 / 0.55, rel=0.05)
+    assert same["meta", "bf16"].value == pytest.approx(1 / 0.9, rel=0.05)  # native PyTorch in bf16, not in fp16
+    whole = tables.column(tables.against_fp32(on_gpu), tables.BY)
+    assert whole["onnxruntime", "fp16"].value == pytest.approx(4 / 0.55, rel=0.05)
+    assert tables.best(tables.scaled(tables.estimates(on_gpu, by=tables.BY), -1)) == "ONNX Runtime fp16"
+
+
+def test_in_fp32_alone_the_ratio_to_fp32_is_not_told_twice(samples):
+    assert tables.against_fp32(samples).empty
+    assert tables.best(tables.scaled(tables.estimates(samples, by=tables.BY), -1)) == "ONNX Runtime"
+
+
+def test_what_was_not_run_has_a_row_that_says_so(samples):
+    cells = {"Pipeline, ms": tables.column(tables.estimates(samples, by=tables.BY), tables.BY)}
+    table = tables.build(samples, cells, tables.BY, tables.HEADINGS, {("tensorrt", "fp32"): "not run here: no driver"})
+    last = table.iloc[-1]
+    assert last["Runtime"] == "TensorRT" and last["Parity"] == "not run here: no driver"
+    assert last["Pipeline, ms"] != last["Pipeline, ms"] and "not run here" in markup.to_html(table, "x")
+
+
+def test_rates_shares_and_multiples_are_those_of_the_row():
+    ends = {"value": [10.0, 5.0], "low": [8.0, 5.0], "high": [20.0, 5.0]}
+    latency = pd.DataFrame({"backend": ["a", "b"], "precision": ["fp16", "int8"], "batch": [1, 4], **ends})
+    rate = tables.rates(latency, latency["batch"])
+    assert rate.loc[0, tables.ENDS].tolist() == [100, 50, 125] and rate.loc[1, "value"] == 800
+    share = tables.shares(latency, 1e8, {"fp16": 100.0})
+    assert share["value"].tolist() == [pytest.approx(10)]  # of a precision without a ceiling nothing is said
+    multiple = tables.multiples(latency, {("a", "fp16"): {"pipeline": 4.0, "text": 1.0}})
+    assert multiple[tables.ENDS].to_numpy().tolist() == [[2.5, 2.0, 5.0]]
+    assert tables.turned(tables.divided(latency, "batch")).loc[1, "value"] == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize(
@@ -102,14 +136,14 @@ def test_a_trend_is_told_only_where_the_intervals_part(first, last, said):
 
 def test_a_table_is_escaped_aligned_and_read_back_as_numbers():
     frame = pd.DataFrame({"Name <b>": ["a & b", "c"], "Time, ms": [Estimate(1.0, 0.9, 1.1), float("nan")], "n": [3, 4]})
-    page = tables.to_html(frame, "A <caption>")
+    page = markup.to_html(frame, "A <caption>")
     assert "a &amp; b" in page and "<b>" not in page and "A &lt;caption&gt;" in page
     assert '<td class="number" style="text-align:right">1.00 [0.90, 1.10]</td>' in page
     assert page.count('scope="col"') == 3 and page.count('scope="row"') == 2
-    back = pd.read_csv(io.StringIO(tables.to_csv(frame)))
+    back = pd.read_csv(io.StringIO(markup.to_csv(frame)))
     assert back["Time, ms low"].iloc[0] == 0.9 and back["n"].tolist() == [3, 4] and back["Time, ms"].isna().iloc[1]
 
 
 def test_an_empty_table_is_a_table():
     frame = pd.DataFrame(columns=["Case", "Why"])
-    assert "<tbody>" in tables.to_html(frame, "x") and tables.to_csv(frame) == "Case,Why\n"
+    assert "<tbody>" in markup.to_html(frame, "x") and markup.to_csv(frame) == "Case,Why\n"

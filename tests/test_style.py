@@ -7,10 +7,12 @@ import pytest
 
 from sam3lab import backends
 from sam3lab.bench.statistics import Estimate
-from sam3lab.study import figures, panels, style
+from sam3lab.study import figures, limit_figures, panels, style, verdict_figures
 
 RUNTIMES = list(style.RUNTIMES)
 SIDES = [126, 252, 378]
+# as on a GPU: native PyTorch in fp32 too, the others in fp16, Meta's in bf16
+ROWS = [("transformers", "fp32"), *((name, "bf16" if name.startswith("meta") else "fp16") for name in RUNTIMES)]
 
 
 def frame(columns, groups, start=1.0):
@@ -20,19 +22,25 @@ def frame(columns, groups, start=1.0):
 
 
 def draw(name, absolute=False):
-    each, sized = frame(["backend"], [(name,) for name in RUNTIMES], 0.2), list(itertools.product(RUNTIMES, SIDES))
-    stages = frame(["backend", "stage"], itertools.product(RUNTIMES, style.STAGES), 0.1)
+    """A figure, with rows of several precisions where it is absolute, as those of a GPU are."""
+    rows, by = (ROWS, ["backend", "precision"]) if absolute else ([(each,) for each in RUNTIMES], ["backend"])
+
+    def made(extra="", values=(None,), start=1.0, rows=rows):
+        groups = [(*row, *([value] if extra else [])) for row in rows for value in values]
+        return frame([*by, *([extra] if extra else [])], groups, start)
+
+    each, few, stages = made(start=0.2), rows[:4], made("stage", style.STAGES, 0.1)
     if name == "machine":
-        return figures.machine(
-            Estimate(0.1, 0.05, 0.4), each.assign(**{end: each[end] * 100 for end in ("value", "low", "high")})
-        )
+        return figures.machine(Estimate(0.1, 0.05, 0.4), made(start=20.0))
     if name == "runtimes":
         return figures.runtimes(each, stages, absolute)
     if name == "resolution":
-        return figures.resolution(*[frame(["backend", "resolution"], sized, 0.3)] * 2, absolute)
+        return figures.resolution(*[made("resolution", SIDES, 0.3, few)] * 2, absolute)
     if name == "prompts":
-        groups = itertools.product(RUNTIMES[:3], figures.CONDITIONS, figures.PANELS)
-        return figures.prompts(frame(["backend", "condition", "stage"], groups, 0.1))
+        groups = [
+            (*row, condition, stage) for row in few for condition in figures.CONDITIONS for stage in figures.PANELS
+        ]
+        return figures.prompts(frame([*by, "condition", "stage"], groups, 0.1))
     if name == "precision":
         groups = [
             (runtime, each) for runtime in RUNTIMES for each in list(style.FILLS)[: 1 + RUNTIMES.index(runtime) % 3]
@@ -40,10 +48,24 @@ def draw(name, absolute=False):
         pairs = frame(["backend", "precision"], groups, 0.2)
         scores = pairs.assign(value=91.0, low=88.0, high=94.0)
         return figures.precision(pairs, scores, [groups[1]], absolute)
-    return figures.memory(each.assign(value=900.0), frame(["backend", "resolution"], sized, 1400.0), 252)
+    if name == "floors":
+        return limit_figures.floors(made(start=1.5), stages)
+    if name == "scaling":
+        words = ("Throughput", "images/s", "Time of a call", "ms", "images in a call")
+        return limit_figures.scaling(*[made("batch", (1, 4, 8), rows=few)] * 2, "batch", words)
+    if name == "startup":
+        return limit_figures.startup(each, made(start=90.0))
+    if name == "answer":
+        uses = ("One image, one prompt", "Many images, 8 at most a call", "Quickest first start, nothing compiled")
+        return verdict_figures.answer(made("use", uses).assign(best="601 images/s"))
+    if name == "claims":
+        ids = [("L2", "reproduced", True), ("L4", "contradicted", False), ("L4", "contradicted", False)]
+        return verdict_figures.claims(frame(["id", "verdict", "holds"], ids, 0.9), 0.1)
+    return figures.memory(made().assign(value=900.0), made("resolution", SIDES, 1400.0, few), 252)
 
 
 FIGURES = ["machine", "runtimes", "resolution", "prompts", "memory", "precision"]
+FIGURES += ["floors", "scaling", "startup", "answer", "claims"]
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -113,3 +135,26 @@ def test_labels_at_line_ends_do_not_overlap_and_keep_their_order(values):
     assert [values[index] for index in order] == sorted(values)
     for below, above in itertools.pairwise(order):
         assert places[above] - places[below] >= (heights[above] + heights[below]) / 2 - 1e-9
+
+
+def test_a_precision_is_named_only_where_several_are_compared():
+    one = style.looks([("onnxruntime", "fp32"), ("transformers", "fp32")])
+    assert [look.label for look in one.values()] == ["PyTorch (transformers)", "ONNX Runtime"]
+    several = style.looks([("onnxruntime", "fp16"), ("transformers", "fp32"), ("transformers", "fp16")])
+    assert [look.label for look in several.values()] == [
+        "PyTorch (transformers) fp32",
+        "PyTorch (transformers) fp16",
+        "ONNX Runtime fp16",
+    ]
+    assert several["onnxruntime", "fp16"].short == "ONNX Runtime\nfp16"
+    assert not one["onnxruntime", "fp32"].filling and several["onnxruntime", "fp16"].filling["fillstyle"] == "bottom"
+
+
+def test_the_darkened_yellow_can_be_seen_on_white():
+    """With at least the contrast that WCAG 2.1 asks of what is no text, 3:1."""
+    from matplotlib.colors import to_rgb
+
+    color = to_rgb(style.look("meta-compiled").color)
+    linear = [channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4 for channel in color]
+    luminance = sum(weight * channel for weight, channel in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    assert 1.05 / (luminance + 0.05) >= 3

@@ -46,12 +46,6 @@ class Stream:
         """Enqueue a copy from one address on the device to another."""
         call("cuMemcpyDtoDAsync_v2", *map(ctypes.c_void_p, (target, source)), ctypes.c_size_t(size), self._handle)
 
-    def read(self, target: Any, source: int) -> None:
-        """Copy from an address on the device into a contiguous NumPy array, and wait for it and all work before it."""
-        host = ctypes.c_void_p(target.ctypes.data)
-        call("cuMemcpyDtoHAsync_v2", host, ctypes.c_void_p(source), ctypes.c_size_t(target.nbytes), self._handle)
-        self.synchronize()
-
     def synchronize(self) -> None:
         call("cuStreamSynchronize", self._handle)
 

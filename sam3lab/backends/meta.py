@@ -204,6 +204,7 @@ class CompiledMetaBackend(MetaBackend):
     """The same with `compile=True`, which compiles the image encoder's trunk and the pixel decoder."""
 
     name = "meta-compiled"
+    compiles = True
     compiled = True
 
     @classmethod

@@ -10,8 +10,11 @@ from sam3lab.backends.base import Artifacts, RawOutputs
 from sam3lab.backends.torch_base import missing, unsupported
 from sam3lab.cores import available_cores
 
-PRECISIONS = {"cpu": ("fp32", "int8"), "cuda": ("fp32", "tf32", "bf16", "fp16")}
-GRAPHS = {"bf16": "bf16", "fp16": "fp16", "int8": "int8"}  # those of the other precisions are float32
+PRECISIONS = {"cpu": ("fp32", "int8"), "cuda": ("fp32", "tf32", "fp16")}
+NO_BF16 = (
+    "ONNX Runtime's CUDA provider has no bfloat16 kernel for several operators, ConvTranspose among them: use fp16"
+)
+GRAPHS = {"fp16": "fp16", "int8": "int8"}  # those of the other precisions are float32
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 STAGES = ("image", "text", "detect")
 
@@ -60,6 +63,8 @@ class OnnxRuntimeBackend:
 
     @classmethod
     def unavailable(cls, device: str = "cpu", precision: str = "fp32") -> str | None:
+        if (device, precision) == ("cuda", "bf16"):
+            return NO_BF16
         reason = missing("onnxruntime") or unsupported(device, precision, PRECISIONS)
         if reason is None:
             import onnxruntime

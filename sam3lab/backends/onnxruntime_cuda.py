@@ -14,7 +14,7 @@ PROVIDER = "CUDAExecutionProvider"
 # It turns products with a bias into Gemm, whose kernel writes the bias to the output first, reads it back, and leaves
 # nothing to fuse with the GELU or layer norm that follows.
 DISABLED = ["MatMulAddFusion"]
-_ONNX_TYPES = {"tensor(float)": 1, "tensor(float16)": 10, "tensor(bfloat16)": 16}  # onnx.TensorProto.DataType
+_ONNX_TYPES = {"tensor(float)": 1, "tensor(float16)": 10}  # onnx.TensorProto.DataType
 _ROWS = {"image": "pixels", "text": "ids", "detect": "image_index"}  # whose first axis is that of a stage's outputs
 
 
@@ -79,14 +79,8 @@ class CudaStages:
     def download(self, value: Value) -> np.ndarray:
         """Floating-point values as float32."""
         self._stream.synchronize()
-        if value.dtype != _ONNX_TYPES["tensor(bfloat16)"]:
-            array = value.ort.numpy()
-            return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
-        import ml_dtypes
-
-        array = np.empty(value.shape, ml_dtypes.bfloat16)
-        self._stream.read(array, value.address)
-        return array.astype(np.float32)
+        array = value.ort.numpy()
+        return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
 
     def run(self, stage: str, *values: Value) -> tuple[Value, ...]:
         return self._plans[stage].run(*values)

@@ -1,13 +1,17 @@
 """Memory and a stream on the first GPU through PyCUDA, in the context that PyTorch and the CUDA runtime use too."""
 
+import atexit
+import ctypes
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from sam3lab.backends.cuda_driver import call
 from sam3lab.backends.cuda_graph import CudaGraph
 
 
@@ -48,6 +52,7 @@ class Device:
         self._cuda = cuda
         self._context = cuda.Device(0).retain_primary_context()
         self._context.push()
+        atexit.register(self._leave)  # PyCUDA aborts a process that ends with a context on its stack
         self._stream = cuda.Stream()
         self._memory, self._host = DeviceMemoryPool(), PageLockedMemoryPool()
         self._staged: deque = deque()  # (event, host memory) of copies to the device that may not have ended
@@ -58,13 +63,9 @@ class Device:
         return int(self._stream.handle)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
-        """An uninitialised array from the pool."""
+        """An uninitialised array from the pool, which rounds sizes up by a sixteenth at most."""
         shape, dtype = tuple(shape), np.dtype(dtype)
         return DeviceArray(self._memory.allocate(prod(shape) * dtype.itemsize), shape, dtype)
-
-    def reserve(self, nbytes: int) -> DeviceArray:
-        """Bytes outside the pool, which rounds sizes up by as much as a quarter: for what is large and stays."""
-        return DeviceArray(self._cuda.mem_alloc(nbytes), (nbytes,), np.dtype(np.uint8))
 
     def upload(self, array: np.ndarray) -> DeviceArray:
         """A host array's copy; enqueued from page-locked memory, so that the array is free at once."""
@@ -111,5 +112,11 @@ class Device:
         self._host.stop_holding()
         self._memory.stop_holding()
         del self._stream, self._host, self._memory
-        self._context.pop()
+        atexit.unregister(self._leave)
+        self._leave()
         self._context.detach()
+        with suppress(RuntimeError):  # PyCUDA makes the context current to release it, and leaves it so
+            call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
+
+    def _leave(self) -> None:
+        self._context.pop()

@@ -47,6 +47,7 @@ class CompiledPyTorchBackend(PyTorchBackend):
     """
 
     name = "pytorch-compiled"
+    compiles = True
 
     @classmethod
     def unavailable(cls, device: str = "cpu", precision: str = "fp32") -> str | None:

@@ -111,7 +111,7 @@ class TensorRtBackend:
         profile = choose(self._profiles, sizes)
         if profile not in self._scratch:  # one for all stages, whose work is enqueued on one stream
             needs = [engine.get_device_memory_size_for_profile_v2(profile) for engine in self._engines.values()]
-            self._scratch[profile] = self.device.reserve(max(1, *needs))
+            self._scratch[profile] = self.device.empty((max(1, *needs),), np.uint8)
         return _Run(self.device, self._engines[stage], stage, profile, values, self._scratch[profile])
 
     def synchronize(self) -> None:

@@ -12,7 +12,7 @@ from sam3lab.model.config import PATCH
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8", "fp8")
 DEVICES = ("cpu", "cuda")
-MODES = ("speed", "model", "pipeline", "reference", "accuracy")
+MODES = ("speed", "model", "pipeline", "reference", "accuracy", "cold")
 _SCENES = re.compile(r"scenes/([^/:]+)(?::([1-9]\d*))?")
 
 
@@ -25,10 +25,12 @@ class Case:
     of each image, so that a call has N = batch × len(prompts) image–prompt pairs. threads: CPU threads, 0 for every
     core the process may use. replica: tells apart A/A twins, which are otherwise equal.
 
-    mode: "speed" measures every stage; "model" leaves out end_to_end; "pipeline" measures that stage alone; "reference"
-    measures nothing and only keeps the raw outputs that others are compared with; "accuracy" measures no time, but what is found in a stored split of
-    scenes (see `accuracy_case`), which is its only image, "scenes/test" or "scenes/test:64", and brings prompts of its
-    own, so that prompts is ("*",) and batch 1. Raises UserError, naming the field and the remedy, for bad values.
+    mode: "speed" measures every stage; "model" leaves out end_to_end; "pipeline" measures that stage alone; "cold"
+    measures starting up alone, once a round, with nothing compiled, exported or built before (see bench.cold);
+    "reference" measures nothing and only keeps the raw outputs that others are compared with; "accuracy" measures no
+    time, but what is found in a stored split of scenes (see `accuracy_case`), which is its only image, "scenes/test" or
+    "scenes/test:64", and brings prompts of its own, so that prompts is ("*",) and batch 1. Raises UserError, naming the
+    field and the remedy, for bad values.
     """
 
     checkpoint: str = "sam3-nano"
@@ -112,8 +114,8 @@ class Case:
             parts.append(f"{len(self.prompts)} prompts")
         if self.threads:
             parts.append(f"{self.threads} threads")
-        if self.mode == "reference":
-            parts.append("(reference)")
+        if self.mode in ("reference", "cold"):
+            parts.append(f"({self.mode})")
         if self.mode == "accuracy":
             parts.append(f"on {self.images[0]}")
         if self.replica:

@@ -1,54 +1,69 @@
-"""What the machine can do at most, and what the harness itself costs: the scale that every other number is read on."""
+"""What the machine can do at most, and what the harness itself costs: the scale that every other number is read on.
 
+As a process: `python -m sam3lab.bench.ceilings JOB.json SPAWNED_NS`, so that the libraries have the threads that they
+have in a worker, and nothing of them stays behind in a notebook, on the GPU least of all.
+"""
+
+import json
+import os
+import sys
+import tempfile
 import time
-from collections.abc import Callable
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from sam3lab.bench import environment
+from sam3lab.bench import child, nvml, process
 from sam3lab.bench.clock import Clock, steady, warm_up
 from sam3lab.bench.statistics import Estimate, median_ci
 from sam3lab.cores import available_cores
 
-COLUMNS = ["ceiling", "precision", "value", "low", "high", "unit", "size", "samples"]
+COLUMNS = ["ceiling", "precision", "value", "low", "high", "unit", "size", "samples", "library"]
+_TIMEOUT = 600.0
 
 
 def ceilings(device: str = "cpu", threads: int = 0, seconds: float = 0.3) -> pd.DataFrame:
-    """Copy bandwidth and matrix-product rates of a device through torch; COLUMNS, one row each.
+    """Copy bandwidth and matrix-product rates of a device, measured in a process of its own; COLUMNS, one row each.
 
     copy: GB/s (10^9 bytes), bytes read and bytes written both counted, of a buffer far larger than the caches.
     matmul: GFLOP/s of a square product, 2n³ operations; fp32 (TF32 off), on "cuda" also tf32, bf16 and fp16, on a CPU
-    bf16 where it has instructions for it. size: bytes copied, or n. Medians with intervals over the repetitions of about
-    `seconds` each. threads: 0 for every core the process may use. torch's settings are as before afterwards.
+    bf16 where it has instructions for it. size: bytes copied, or n. library: whose rate it is, the fastest of those that
+    bench.products knows and that are installed. Medians with intervals over the repetitions of about `seconds` each.
+    threads: 0 for every core the process may use. Raises UserError where another process uses the GPU, RuntimeError
+    where the measuring process fails.
     """
-    import torch
+    if device == "cuda":
+        nvml.refuse_others()
+    threads = threads or available_cores()
+    with tempfile.TemporaryDirectory() as folder:
+        job, out, log = (Path(folder) / name for name in ("job.json", "rows.json", "log"))
+        asked = {"device": device, "threads": threads, "seconds": seconds, "out": str(out), "parent": os.getpid()}
+        job.write_text(json.dumps(asked))
+        outcome = process.run("sam3lab.bench.ceilings", [str(job)], log, _TIMEOUT, threads, offline=True)
+        if outcome.status != "done":
+            raise RuntimeError(f"the ceilings of {device} could not be measured: {outcome.reason}\n{process.tail(log)}")
+        return pd.DataFrame(json.loads(out.read_text()), columns=COLUMNS)
 
-    gpu = device == "cuda"
-    synchronize = torch.cuda.synchronize if gpu else lambda: None
-    rows = []
 
-    def add(ceiling: str, precision: str, work: float, unit: str, size: int, call: Callable[[], object]) -> None:
-        clock = Clock(synchronize)
-        warm_up(clock, call, seconds=seconds)
-        rates = [work / nanoseconds for nanoseconds in steady(clock, call, 5, seconds).wall]
+def main(job_file: str, spawned: str) -> None:
+    """Write the rows of the job's device, as lists in the order of COLUMNS, to the job's `out`."""
+    from sam3lab.bench.products import loads
+
+    job = json.loads(Path(job_file).read_text())
+    child.tie_to_parent(job["parent"])
+    best: dict[tuple[str, str], list[Any]] = {}
+    for load in loads(job["device"], job["threads"]):
+        clock = Clock(load.synchronize)
+        warm_up(clock, load.call, seconds=job["seconds"])
+        rates = [load.work / nanoseconds for nanoseconds in steady(clock, load.call, 5, job["seconds"]).wall]
         found = median_ci(pd.DataFrame({"round": 0, "value": rates}))
-        rows.append([ceiling, precision, found.value, found.low, found.high, unit, size, len(rates)])
-
-    with _settings(threads or available_cores()):
-        size = 2**30 if gpu else 2**27
-        source = torch.ones(size, dtype=torch.uint8, device=device)
-        add("copy", "bytes", 2 * size, "GB/s", size, partial(torch.empty_like(source).copy_, source))
-
-        n = 8192 if gpu else 1536
-        for precision, dtype in _products(gpu, torch):
-            torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-            a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-            add("matmul", precision, 2 * n**3, "GFLOP/s", n, partial(torch.mm, a, b, out=torch.empty_like(a)))
-    return pd.DataFrame(rows, columns=COLUMNS)
+        known = best.get((load.ceiling, load.precision))
+        if known is None or found.value > known[COLUMNS.index("value")]:
+            row = [load.ceiling, load.precision, found.value, found.low, found.high]
+            best[load.ceiling, load.precision] = [*row, load.unit, load.size, len(rates), load.library]
+    Path(job["out"]).write_text(json.dumps(list(best.values())))
 
 
 def harness_overhead(samples: int = 100) -> Estimate:
@@ -76,23 +91,5 @@ def harness_overhead(samples: int = 100) -> Estimate:
     return median_ci(pd.DataFrame({"round": 0, "value": np.diff(entries) / waited - 1}))
 
 
-def _products(gpu: bool, torch) -> list[tuple[str, object]]:
-    if gpu:
-        kinds = (torch.float32, torch.float32, torch.bfloat16, torch.float16)
-        return list(zip(("fp32", "tf32", "bf16", "fp16"), kinds, strict=True))
-    isa = environment.cpu()["cpu_isa"].split()
-    bf16 = {"avx512_bf16", "amx_bf16"} & set(isa)
-    return [("fp32", torch.float32)] + ([("bf16", torch.bfloat16)] if bf16 else [])
-
-
-@contextmanager
-def _settings(threads: int):
-    import torch
-
-    before = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        torch.backends.cuda.matmul.allow_tf32 = before[1]
+if __name__ == "__main__":
+    child.guard(main, *sys.argv[1:])

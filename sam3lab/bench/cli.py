@@ -4,7 +4,8 @@ import argparse
 import sys
 
 MODES_HELP = (
-    "speed; model, all but end to end; pipeline, that stage alone; or accuracy, on scenes (default: %(default)s)"
+    "speed; model, all but end to end; pipeline, that stage alone; cold, starting up with nothing made before; "
+    "or accuracy, on scenes (default: %(default)s)"
 )
 
 
@@ -69,15 +70,22 @@ def measure(args: argparse.Namespace) -> int:
 
 
 def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
-    """There are none."""
+    """Those of a look into ONNX Runtime's graphs."""
+    from sam3lab.bench.graph_doctor import add_arguments
+
+    add_arguments(parser)
 
 
 def doctor(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from sam3lab.bench.doctor import report
+    from sam3lab.bench import doctor, graph_doctor
 
-    report(Console() if sys.stdout.isatty() else Console(width=180))
+    console = Console() if sys.stdout.isatty() else Console(width=180)
+    if args.graph:
+        graph_doctor.report(console, args)
+    else:
+        doctor.report(console)
     return 0
 
 

@@ -4,7 +4,12 @@ import ctypes
 import gc
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from sam3lab.backends import cuda_driver
+
+if TYPE_CHECKING:
+    from sam3lab.bench.gpu_monitor import GpuMonitor
 
 # CLOCK_MONOTONIC on Linux: nanoseconds that a parent and its worker share, so that start-up can span both.
 now = time.perf_counter_ns
@@ -13,8 +18,8 @@ now = time.perf_counter_ns
 class Clock:
     """Times calls that enqueue work: host time from before the call until `synchronize` has returned.
 
-    Where `events` is given, CUDA event time is taken beside it: from when the device reaches the call's work until it
-    has finished it, without the host's own share.
+    Where `events` is given, CUDA event time is taken beside it: from before the call's first work on the device, which an
+    idle one reaches at once, until it has finished the last. It leaves out what the host does after that.
     """
 
     def __init__(self, synchronize: Callable[[], None], events: "CudaEvents | None" = None):
@@ -70,13 +75,19 @@ def warm_up(
     return samples
 
 
-def steady(clock: Clock, call: Callable[[], Any], least: int, seconds: float) -> Samples:
-    """Calls until there are at least `least` of them and `seconds` have passed."""
+def steady(
+    clock: Clock, call: Callable[[], Any], least: int, seconds: float, monitor: "GpuMonitor | None" = None
+) -> Samples:
+    """Calls until there are at least `least` of them and `seconds` have passed; `monitor` looks at the GPU in between."""
     samples = Samples()
     with no_collection():
+        if monitor is not None:
+            monitor.start()
         deadline = now() + int(seconds * 1e9)
         while len(samples.wall) < least or now() < deadline:
             samples.take(clock, call)
+            if monitor is not None:
+                monitor.between()
     return samples
 
 
@@ -95,38 +106,26 @@ class CudaEvents:
     """A pair of CUDA events on one stream, through the driver, so that no runtime's own clock is involved.
 
     stream: the address of the stream that the work is enqueued on; 0 is the legacy default stream, which waits for and
-    is waited for by all blocking streams. Raises OSError where there is no driver, RuntimeError where a call fails.
+    is waited for by all blocking streams. Work on a stream that does not wait for others is seen from that stream alone.
+    Raises OSError where there is no driver, RuntimeError where a call fails.
     """
 
     def __init__(self, stream: int = 0):
-        self._cuda = ctypes.CDLL("libcuda.so.1")
-        self._stream = ctypes.c_void_p(stream)
-        self._check(self._cuda.cuInit(0))
-        context = ctypes.c_void_p()
-        self._check(self._cuda.cuCtxGetCurrent(ctypes.byref(context)))
-        if not context:
-            # The runtimes use the device's primary context; make it this thread's where none of them did yet.
-            self._check(self._cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0))
-            self._check(self._cuda.cuCtxSetCurrent(context))
-        self._begin, self._end = ctypes.c_void_p(), ctypes.c_void_p()
+        cuda_driver.use_primary_context()
+        self._stream, self._begin, self._end = ctypes.c_void_p(stream), ctypes.c_void_p(), ctypes.c_void_p()
         for event in (self._begin, self._end):
-            self._check(self._cuda.cuEventCreate(ctypes.byref(event), 0))
+            cuda_driver.call("cuEventCreate", ctypes.byref(event), 0)
 
     def start(self) -> None:
-        self._check(self._cuda.cuEventRecord(self._begin, self._stream))
+        cuda_driver.call("cuEventRecord", self._begin, self._stream)
 
     def stop(self) -> None:
-        self._check(self._cuda.cuEventRecord(self._end, self._stream))
+        cuda_driver.call("cuEventRecord", self._end, self._stream)
 
     def milliseconds(self) -> float:
         """Between the two; both must have been reached, as they have after a synchronisation."""
-        self._check(self._cuda.cuEventSynchronize(self._end))
+        cuda_driver.call("cuEventSynchronize", self._end)
         elapsed = ctypes.c_float()
         # Drivers of CUDA 12.8 and later name a second version; the first stays and does the same for timing events.
-        self._check(self._cuda.cuEventElapsedTime(ctypes.byref(elapsed), self._begin, self._end))
+        cuda_driver.call("cuEventElapsedTime", ctypes.byref(elapsed), self._begin, self._end)
         return elapsed.value
-
-    @staticmethod
-    def _check(code: int) -> None:
-        if code:
-            raise RuntimeError(f"CUDA driver error {code} while timing")

@@ -5,7 +5,7 @@ from typing import Any
 from sam3lab import backends
 from sam3lab.bench import environment
 from sam3lab.bench.case import DEVICES, PRECISIONS
-from sam3lab.bench.nvml import gpu
+from sam3lab.bench.nvml import gpu, users
 from sam3lab.errors import UserError
 from sam3lab.paths import DATA, RUNS, cache_dir
 
@@ -88,6 +88,7 @@ def machine() -> dict[str, Any]:
         "threads": f"{facts['threads']} of {facts['cores']} cores",
         "memory": f"{facts['ram_gb']} GB",
         "GPU": f"{facts['gpu']}{memory}" if graphics else "none that the NVIDIA driver shows",
+        **({"GPU used by": users(graphics) or "no other process"} if graphics else {}),
         "system": f"{facts['os']}, kernel {facts['kernel']}, Python {facts['python']}",
     }
 

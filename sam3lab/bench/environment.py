@@ -29,6 +29,9 @@ PACKAGES = (
     "safetensors",
     "tokenizers",
     "triton",
+    "nvidia-cublas",
+    "nvidia-cudnn-cu13",
+    "sam3",
 )
 _ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "asimd")
 
@@ -50,7 +53,7 @@ _CODE = (
     "backends/*.py",
     "images.py",
     "postprocess.py",
-    *(f"bench/{name}.py" for name in ("clock", "inputs", "memory", "stages", "worker")),
+    *(f"bench/{name}.py" for name in ("clock", "cold", "gpu_monitor", "inputs", "memory", "nvml", "stages", "worker")),
     *(f"bench/{name}.py" for name in ("accuracy", "average_precision", "coco", "predict", "scene_inputs")),
 )
 

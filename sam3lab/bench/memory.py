@@ -4,7 +4,7 @@ import resource
 import sys
 from pathlib import Path
 
-from sam3lab.bench.nvml import Gpu, gpu
+from sam3lab.bench.nvml import Gpu
 
 _STATUS = Path("/proc/self/status")
 
@@ -34,11 +34,11 @@ class GpuMemory:
 
     Allocators keep what they took, so that the greatest reading after each stage is close to the peak. Where the driver
     hides processes, the share is the growth of the whole device's use since this object was made, which is right while
-    nothing else uses the GPU; `source` says which of the two it was.
+    nothing else uses the GPU; `source` says which of the two it was. gpu: None where none is used.
     """
 
-    def __init__(self):
-        self._gpu: Gpu | None = gpu()
+    def __init__(self, gpu: Gpu | None):
+        self._gpu = gpu
         self._before = self._gpu.device_used() if self._gpu else 0.0
         self.source = "none" if self._gpu is None else "process"
         self.peak = 0.0

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sam3lab import backends
-from sam3lab.bench import artifacts, child
+from sam3lab.bench import artifacts, child, inputs
 from sam3lab.bench.case import Case
+from sam3lab.bench.stages import Stages
 from sam3lab.errors import UserError
 from sam3lab.model import checkpoint
 
@@ -41,9 +42,27 @@ def prepare(case: Case, threads: int) -> dict[str, Any]:
     wanted = backends.Artifacts(directory, case.resolution, case.precision, case.device, threads)
     try:
         made = kind.prepare(wanted)
+        if compiles(case) and case.mode not in ("accuracy", "cold"):
+            _first_call(kind, made, case)
     except UserError as error:
         return {"status": "failed", "reason": str(error)}
     return {"artifacts": artifacts.to_json(made), "checkpoint_sha256": sha256}
+
+
+def compiles(case: Case) -> bool:
+    """Whether the backend compiles in its first call, for the shapes of that call; what it compiled is then on disk."""
+    try:
+        return getattr(backends.get(case.backend), "compiles", False)
+    except UserError:  # there is no such backend, which `prepare` says
+        return False
+
+
+def _first_call(kind: Any, made: backends.Artifacts, case: Case) -> None:
+    backend = kind()
+    backend.load(made)
+    Stages(backend, inputs.build(case, made.checkpoint)).pipeline()
+    backend.synchronize()
+    backend.close()
 
 
 if __name__ == "__main__":

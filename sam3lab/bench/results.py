@@ -26,9 +26,12 @@ def load(run_dir: Path) -> pd.DataFrame:
 
     stage      image, text, detect, pipeline, pipeline_cached, end_to_end; or process, for what is no stage's; or the
                split of an accuracy case
-    phase      load, first, warmup, steady, memory, accuracy
-    metric     wall, cuda_event (ms). Of the process, s: process_start (spawn to the worker's first line), import, load,
-               startup (spawn to the first pipeline's result). MB (10^6 bytes): rss (after load), rss_peak_startup (up to
+    phase      load, first, warmup, steady, memory, accuracy; cold, in place of load and first, of a cold case
+    metric     wall, cuda_event (ms). Of a stage's steady phase on a GPU, one value a round: energy (J an image), power
+               (W), clock_sm, clock_memory (MHz), temperature (C, the greatest), limited (the share of readings at which
+               something held the clocks down). Of the process, s: process_start (spawn to the worker's first line),
+               import, load, startup (spawn to the first pipeline's outputs in the host's memory); of a cold case also
+               prepare, export and build (prepare's two parts) and first (the first pipeline). MB (10^6 bytes): rss (after load), rss_peak_startup (up to
                the first result), rss_peak (over warm-up and steady state of all stages but end_to_end), gpu (after load),
                gpu_peak, torch_allocated_peak, torch_reserved_peak. Of an accuracy case: scenes, and the fields of
                bench.accuracy.Accuracy (see `accuracy`).

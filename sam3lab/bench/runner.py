@@ -2,12 +2,13 @@
 
 import json
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sam3lab.bench import environment, inputs, parity, plan, process, records, scene_inputs
+from sam3lab.bench import environment, inputs, nvml, parity, plan, prepare, process, records, scene_inputs
 from sam3lab.bench.case import Case
 from sam3lab.bench.progress import Progress
 from sam3lab.cores import available_cores
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PREPARE_TIMEOUT = 3600.0
+CORES_A_JOB = 4  # of those that prepare at the same time
 
 
 def measure(
@@ -42,7 +44,8 @@ def measure(
 
     A run that was interrupted, by Ctrl-C or kill -9, is resumed by the same call: finished case-rounds are kept, and the
     worker that ran is gone. Raises UserError for bad arguments, an unknown backend, checkpoint or image, a prompt that
-    does not fit, a directory that another process measures in, or one with results of another environment.
+    does not fit, a directory that another process measures in, or one with results of another environment; and before any
+    process is started for a case on a GPU that other processes use.
     """
     from sam3lab.bench import results
 
@@ -77,12 +80,15 @@ class _Run:
 
     def measure(self, cases: list[Case], rounds: int, seed: int, shown: bool, retry_failed: bool) -> list[Case]:
         """All cases of the plan, after what was left of it is measured."""
+        if any(case.device == "cuda" for case in cases):
+            nvml.refuse_others()
         self.environment = records.adopt_environment(self.run_dir, environment.collect())
         if retry_failed:
             for case in [*cases, *map(plan.twin, cases)]:
                 records.forget_failure(self.run_dir, case)
 
         talk = Progress([], shown)
+        self._prepare_at_once(cases, rounds, talk)
         able = [case for case in cases if self._prepare(case, rounds, talk)]
         steps = plan.steps(able, rounds, seed)
         left = self._undone(steps)
@@ -112,7 +118,7 @@ class _Run:
 
     def _twin(self, cases: list[Case]) -> Case | None:
         """The A/A twin that the run has, or else of the first case that ran: one that crashes says nothing of noise."""
-        own = [case for case in cases if not case.once]
+        own = [case for case in cases if not case.once and case.mode != "cold"]
         known = (case for case in own if records.case_marks(self.run_dir, plan.twin(case)))
         ran = (case for case in own if records.is_done(self.run_dir, case, 0))
         first = next(known, None) or next(ran, None)
@@ -120,10 +126,9 @@ class _Run:
 
     def _prepare(self, case: Case, rounds: int, talk: Progress) -> bool:
         """Whether the case can run here. What it loads is on disk then, if any of its rounds are still to be run."""
-        wanted = range(1 if case.once else rounds)
         if failure := records.failure(self.run_dir, case):
             return failure["during"] == "measure"
-        if all(records.is_done(self.run_dir, case, round_) for round_ in wanted):
+        if self._is_done(case, rounds):
             return True
         answer = self._answer(case, talk)
         if "artifacts" not in answer:
@@ -135,19 +140,60 @@ class _Run:
         inputs.keep(self.run_dir, case, Path(answer["artifacts"]["checkpoint"]))
         return True
 
+    def _is_done(self, case: Case, rounds: int) -> bool:
+        return all(records.is_done(self.run_dir, case, round_) for round_ in range(1 if case.once else rounds))
+
+    def _prepare_at_once(self, cases: list[Case], rounds: int, talk: Progress) -> None:
+        """Ask for what the cases load, several at a time where there are cores for it, since exports and compilation take
+        minutes. A checkpoint's first case goes alone: it may have to write the checkpoint.
+        """
+        waiting: dict[tuple, Case] = {}
+        for case in cases:
+            if not records.failure(self.run_dir, case) and not self._is_done(case, rounds):
+                waiting.setdefault(self._key(case), case)
+        jobs = min(available_cores() // CORES_A_JOB, len(waiting))
+        if jobs < 2:
+            return
+        for checkpoint in dict.fromkeys(case.checkpoint for case in waiting.values()):
+            key = next(key for key, case in waiting.items() if case.checkpoint == checkpoint)
+            self._answer(waiting.pop(key), talk)
+        talk.say(f"preparing {len(waiting)} more kinds of case, {jobs} at a time")
+        left = list(waiting.items())
+
+        def work() -> None:
+            while left:
+                key, case = left.pop(0)
+                self.prepared[key] = self._ask(case)
+
+        # daemons, since Ctrl-C is not to wait for them: a child dies with the thread that started it
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(jobs)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
     def _answer(self, case: Case, talk: Progress) -> dict[str, Any]:
         """What bench.prepare says of the case, and its log; asked once for what loads the same things."""
-        key = case.backend, case.checkpoint, case.precision, case.resolution, case.device, self._threads(case)
+        key = self._key(case)
         if key not in self.prepared:
             talk.say(f"preparing {case.label}")
-            job, log = {"case": case.to_json(), "threads": self._threads(case)}, self._log(f"{case.id}-prepare")
-            outcome, answer = self._child("prepare", job, log, PREPARE_TIMEOUT, self._threads(case), offline=False)
-            if outcome.status != "done":
-                answer = {"status": outcome.status, "reason": f"while preparing: {outcome.reason}"}
-            if answer.get("status") == "refused":
-                raise UserError(answer["reason"])
-            self.prepared[key] = answer | {"log": str(log.relative_to(self.run_dir))}
+            self.prepared[key] = self._ask(case)
+        if self.prepared[key].get("status") == "refused":
+            raise UserError(self.prepared[key]["reason"])
         return self.prepared[key]
+
+    def _key(self, case: Case) -> tuple:
+        """What decides what a case loads, and for which shapes it is compiled."""
+        shapes = (case.mode == "accuracy", case.batch, len(case.prompts)) if prepare.compiles(case) else ()
+        loads = case.backend, case.checkpoint, case.precision, case.resolution, case.device, self._threads(case)
+        return loads + shapes
+
+    def _ask(self, case: Case) -> dict[str, Any]:
+        job, log = {"case": case.to_json(), "threads": self._threads(case)}, self._log(f"{case.id}-prepare")
+        outcome, answer = self._child("prepare", job, log, PREPARE_TIMEOUT, self._threads(case), offline=False)
+        if outcome.status != "done":
+            answer = {"status": outcome.status, "reason": f"while preparing: {outcome.reason}"}
+        return answer | {"log": str(log.relative_to(self.run_dir))}
 
     def _step(self, case: Case, round_: int, progress: Progress) -> None:
         """One case-round: a process, then its record."""
@@ -170,6 +216,8 @@ class _Run:
             "outputs": str(outputs) if round_ == 0 else None,
         }
         log = self._log(f"{case.id}-r{round_}")
+        if case.device == "cuda":
+            nvml.refuse_others()
         outcome, answered = self._child("worker", job, log, self.timeout, self._threads(case), offline=True)
         facts = {
             "during": "measure",

@@ -2,7 +2,8 @@
 
 The job names the case, what to load, the inputs, how many samples to take, and where measurements and raw outputs go.
 Samples stay in memory until all is measured. Nothing here imports torch or a runtime before the backend does itself;
-end_to_end, whose host side needs torch, comes after memory was read. An accuracy case is `predict`'s.
+end_to_end, whose host side needs torch, comes after memory was read. A cold case makes what it loads itself, in caches
+that are empty. An accuracy case is `predict`'s.
 """
 
 import time
@@ -13,15 +14,18 @@ import gc  # noqa: E402 (the clock is read before anything else is imported)
 import json  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable  # noqa: E402
+from contextlib import nullcontext  # noqa: E402
+from dataclasses import replace  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
 
 from sam3lab import backends  # noqa: E402
-from sam3lab.bench import artifacts, child, memory  # noqa: E402
+from sam3lab.bench import artifacts, child, cold, memory, nvml  # noqa: E402
 from sam3lab.bench.case import Case  # noqa: E402
 from sam3lab.bench.clock import Clock, CudaEvents, now, steady, warm_up  # noqa: E402
+from sam3lab.bench.gpu_monitor import GpuMonitor  # noqa: E402
 from sam3lab.bench.inputs import Inputs  # noqa: E402
 from sam3lab.bench.stages import PARTS, WHOLES, Stages, end_to_end  # noqa: E402
 
@@ -38,71 +42,92 @@ def main(job_file: str, spawned: str) -> None:
 
         Path(job["out"]).write_text(json.dumps(predict.answer(case, job)))
         return
+    out, loads = Path(job["out"]), artifacts.from_json(job["artifacts"])
     worker = _Worker(case, int(spawned))
-    worker.load(artifacts.from_json(job["artifacts"]))
-    worker.first(Inputs.load(Path(job["inputs"])))
-    facts = {"threads": job["artifacts"]["threads"], "inputs": worker.inputs.digest}
-    if case.mode != "reference":
-        facts |= worker.steady(job["samples"], job["seconds"])
-    if case.mode == "speed":
-        worker.end_to_end(Path(job["artifacts"]["checkpoint"]), job["samples"], job["seconds"])
-    if job["outputs"]:
-        np.savez(job["outputs"], inputs=np.array(worker.inputs.digest), **worker.stages.outputs())
-    worker.backend.close()
+    with cold.empty_caches(out.parent) if case.mode == "cold" else nullcontext():
+        worker.make_ready(loads)
+        worker.load(loads)
+        worker.first(Inputs.load(Path(job["inputs"])))
+        if case.mode not in ("reference", "cold"):
+            worker.steady(job["samples"], job["seconds"])
+        if case.mode == "speed":
+            worker.end_to_end(Path(job["artifacts"]["checkpoint"]), job["samples"], job["seconds"])
+        if job["outputs"]:
+            np.savez(job["outputs"], inputs=np.array(worker.inputs.digest), **worker.stages.outputs())
+        worker.backend.close()
     measurements = [] if case.mode == "reference" else worker.measurements
-    Path(job["out"]).write_text(json.dumps({"measurements": measurements, "facts": facts}))
+    out.write_text(json.dumps({"measurements": measurements, "facts": worker.facts()}))
 
 
 class _Worker:
     """The phases in their order. `measurements` has one entry a series: stage, phase, metric, unit, values."""
 
     def __init__(self, case: Case, spawned: int):
-        self._case, self._spawned = case, spawned
+        self._case, self._spawned, self._cold = case, spawned, case.mode == "cold"
         self.measurements: list[dict[str, Any]] = []
-        self._gpu = memory.GpuMemory()
+        self._facts: dict[str, Any] = {}
+        self._began = now()
+
+    def make_ready(self, loads: artifacts.Artifacts) -> None:
+        """What measuring needs before it begins; its time is not start-up's, nor is that of emptying caches."""
+        graphics = nvml.gpu() if self._case.device == "cuda" else None
+        self._gpu = memory.GpuMemory(graphics)
+        self._monitor = GpuMonitor(graphics) if graphics else None
+        if self._cold:
+            files = sorted(path for path in loads.checkpoint.iterdir() if path.is_file())
+            before = cold.resident(files)
+            cold.forget_pages(files)
+            self._facts["page_cache"] = {"before": before, "after": cold.resident(files)}
+        self._aside = now() - self._began
 
     def load(self, loads: artifacts.Artifacts) -> None:
         kind = backends.get(self._case.backend)
-        imported = now()
+        self._process("process_start", _ENTERED - self._spawned)
+        self._process("import", now() - _ENTERED - self._aside)
+        if self._cold:
+            loads = self._prepare(kind, replace(loads, graphs=None))
+        begin = now()
         self.backend = kind()
         self.backend.load(loads)
         self.backend.synchronize()
-        loaded = now()
-        self._process("process_start", _ENTERED - self._spawned)
-        self._process("import", imported - _ENTERED)
-        self._process("load", loaded - imported)
+        self._process("load", now() - begin)
         self._rss_loaded, self._gpu_loaded = memory.rss(), self._gpu.read()
+        self._facts["threads"] = loads.threads
 
     def first(self, inputs: Inputs) -> None:
-        """The first call of each part, in order: together the first pipeline, with which start-up ends."""
+        """The first call of each part, in order: together the first pipeline. Start-up ends with its outputs on the host."""
         self.inputs = inputs
         # A backend with a stream of its own names it, since events see only the stream that they are recorded on.
-        events = CudaEvents(getattr(self.backend, "stream", 0)) if self._case.device == "cuda" else None
+        events = CudaEvents(getattr(self.backend, "stream", None) or 0) if self._case.device == "cuda" else None
         self._clock = Clock(self.backend.synchronize, events)
         self.stages = Stages(self.backend, inputs)
         _tell("first calls")
         begin = now()
         self.stages.features = self._first("image", self.stages.image)
         self.stages.embedded = self._first("text", self.stages.text)
-        self._first("detect", self.stages.detect)
+        raw = self._first("detect", self.stages.detect)
         end = now()
-        self._add("pipeline", "first", "wall", "ms", [(end - begin) / 1e6])
-        self._process("startup", end - self._spawned)
+        self.backend.download(tuple(raw))
+        self._process("startup", now() - self._spawned - self._aside)
+        if self._cold:
+            self._process("first", end - begin)
+        else:
+            self._add("pipeline", "first", "wall", "ms", [(end - begin) / 1e6])
+        self._facts |= _torch_facts()
 
-    def steady(self, samples: int, seconds: float) -> dict[str, Any]:
-        """Warm-up and steady state of the stages of the model, then memory; gives facts about how."""
+    def steady(self, samples: int, seconds: float) -> None:
+        """Warm-up and steady state of the stages of the model, then memory."""
         at_startup = memory.rss_peak()
         gc.freeze()  # what is loaded stays: the collections between the stages need not go through it again
-        facts = {"rss_peak_was_reset": memory.reset_rss_peak()}
+        self._facts["rss_peak_was_reset"] = memory.reset_rss_peak()
         for stage in ("pipeline",) if self._case.mode == "pipeline" else (*PARTS, *WHOLES):
             self._steady(stage, getattr(self.stages, stage), samples, seconds)
         readings = {"rss": self._rss_loaded, "rss_peak_startup": at_startup, "rss_peak": memory.rss_peak()}
-        if self._case.device == "cuda" and self._gpu_loaded is not None:
+        if self._gpu_loaded is not None:
             readings |= {"gpu": self._gpu_loaded, "gpu_peak": self._gpu.peak}
         for metric, value in (readings | memory.torch_peaks()).items():
             self._add("process", "memory", metric, "MB", [value])
-        imported = [name for name in _HEAVY if name in sys.modules]
-        return facts | {"gpu_memory_source": self._gpu.source, "imported": imported} | _torch_facts()
+        self._facts["imported"] = [name for name in _HEAVY if name in sys.modules]
 
     def end_to_end(self, checkpoint: Path, samples: int, seconds: float) -> None:
         call = end_to_end(self.backend, self.inputs, checkpoint, list(self._case.prompts))
@@ -110,18 +135,37 @@ class _Worker:
         self._first("end_to_end", call)
         self._steady("end_to_end", call, samples, seconds)
 
+    def facts(self) -> dict[str, Any]:
+        """How it was measured."""
+        facts = {"inputs": self.inputs.digest, "gpu_memory_source": self._gpu.source} | self._facts
+        return facts | (self._monitor.facts() if self._monitor else {})
+
+    def _prepare(self, kind: type[backends.Backend], wanted: artifacts.Artifacts) -> artifacts.Artifacts:
+        _tell("prepare")
+        wall, begin = time.time(), now()
+        made = kind.prepare(wanted)
+        took, exported = (now() - begin) / 1e9, cold.last_export()
+        export = 0.0 if exported is None else min(max(exported - wall, 0.0), took)
+        for metric, seconds in (("prepare", took), ("export", export), ("build", took - export)):
+            self._add("process", "cold", metric, "s", [seconds])
+        return made
+
     def _first(self, stage: str, call: Callable[[], Any]) -> Any:
         result, wall, event = self._clock.time(call)
-        self._series(stage, "first", [wall], [] if event is None else [event])
+        if not self._cold:
+            self._series(stage, "first", [wall], [] if event is None else [event])
         return result
 
     def _steady(self, stage: str, call: Callable[[], Any], samples: int, seconds: float) -> None:
         _tell(stage)
-        for phase, taken in (
-            ("warmup", warm_up(self._clock, call, seconds=seconds / 2)),  # at most half of what it prepares
-            ("steady", steady(self._clock, call, samples, seconds)),
-        ):
-            self._series(stage, phase, taken.wall, taken.event)
+        warm = warm_up(self._clock, call, seconds=seconds / 2)  # at most half of what it prepares
+        self._series(stage, "warmup", warm.wall, warm.event)
+        taken = steady(self._clock, call, samples, seconds, self._monitor)
+        self._series(stage, "steady", taken.wall, taken.event)
+        if self._monitor:
+            self._monitor.finish(lambda: self._clock.time(call))
+            for metric, unit, value in self._monitor.values(self._case.batch):
+                self._add(stage, "steady", metric, unit, [value])
         self._gpu.read()
 
     def _series(self, stage: str, phase: str, wall: list[int], event: list[float]) -> None:
@@ -130,7 +174,7 @@ class _Worker:
             self._add(stage, phase, "cuda_event", "ms", event)
 
     def _process(self, metric: str, nanoseconds: int) -> None:
-        self._add("process", "load", metric, "s", [nanoseconds / 1e9])
+        self._add("process", "cold" if self._cold else "load", metric, "s", [nanoseconds / 1e9])
 
     def _add(self, stage: str, phase: str, metric: str, unit: str, values: list[float]) -> None:
         entry = {"stage": stage, "phase": phase, "metric": metric, "unit": unit, "values": values}

@@ -31,7 +31,7 @@ def graphs(
     opset, target = opset or onnx.OPSET, target or onnx.PORTABLE
     model = Path(__file__).parents[1] / "model"
     sources = [path.read_text() for path in (*sorted(model.glob("*.py")), Path(onnx.__file__))]
-    parts = ["mixed.py"] * (precision in onnx.MIXED) + ["onnxruntime_cuda.py", "skip_norms.py"] * (
+    parts = ["mixed.py"] * (precision in onnx.MIXED) + ["onnxruntime_cuda.py", "fused_norms.py"] * (
         target == onnx.ORT_CUDA
     )
     sources += [Path(onnx.__file__).with_name(part).read_text() for part in parts]

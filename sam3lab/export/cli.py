@@ -11,7 +11,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resolution", type=int, help="image side in pixels, a multiple of 14 (default: the native one)"
     )
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "fp16"))
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "fp16-mixed", "bf16-mixed"))
+    parser.add_argument(
+        "--target",
+        default="portable",
+        choices=("portable", "onnxruntime-cuda"),
+        help="standard operators alone (default), or ONNX Runtime's own, for its CUDA provider",
+    )
     parser.add_argument("--opset", type=int, help="ONNX opset (default: the one chosen in sam3lab/export/onnx.py)")
 
 
@@ -22,10 +28,13 @@ def run(args: argparse.Namespace) -> int:
 
     checkpoint = resolve(args.model_name)
     resolution = args.resolution or image_size(checkpoint)
-    source = cache.graphs(checkpoint, resolution, args.precision, args.opset)
+    source = cache.graphs(checkpoint, resolution, args.precision, args.opset, args.target)
     fresh = cache.copy(source, args.output_dir)
     facts = manifest.verify(args.output_dir)
-    print(f"{args.model_name} at {facts['resolution']}², {facts['precision']}, opset {facts['opset']}", end="")
+    print(
+        f"{args.model_name} at {facts['resolution']}², {facts['precision']}, {facts['target']}, opset {facts['opset']}",
+        end="",
+    )
     print("" if fresh else " (was there already)")
     for name, entry in facts["files"].items():
         print(f"  {args.output_dir / name}  {entry['bytes'] / 1e6:.1f} MB  sha256 {entry['sha256'][:12]}")

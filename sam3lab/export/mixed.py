@@ -3,9 +3,9 @@
 A strongly typed runtime computes what the graph says and lowers no precision by itself, so the plan is part of the
 graph, with its casts written out. Linear layers, convolutions, matrix products and attention take and give float16 or
 bfloat16, with their weights and biases stored once in it. Residual streams, norms, rotary turns, boxes and their
-logarithms and sigmoids stay float32: the split of mixed-precision training (Micikevicius et al. 2018). Half precision
-throughout is known to fail in this image encoder, whose residual stream outgrows it: public float16 engines of the model
-give features that have a cosine of 0.04 with the right ones.
+logarithms and sigmoids stay float32, so that rounding does not add up over the layers: the split of mixed-precision
+training (Micikevicius et al. 2018). What a product's sums are kept in is the runtime's own affair; for TensorRT's see
+engine_accumulation.
 
 torch.autocast makes the same split, but torch.export keeps it as regions that ONNX has no word for, and it would cast
 weights at every run. So the plan is applied where torch's functions are called, while the model runs or is traced.

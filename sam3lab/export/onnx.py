@@ -17,7 +17,7 @@ from sam3lab.model.config import CONTEXT
 
 OPSET = 23
 MIXED = {"fp16-mixed": "float16", "bf16-mixed": "bfloat16"}  # products in these types, see export.mixed
-PRECISIONS = ("fp32", "fp16", "bf16", *MIXED)
+PRECISIONS = ("fp32", "fp16", *MIXED)
 PORTABLE, ORT_CUDA = "portable", "onnxruntime-cuda"  # what a graph is for: see export.onnxruntime_cuda
 TARGETS = (PORTABLE, ORT_CUDA)
 INLINE_LIMIT = 2**31 - 2**26  # a protobuf message holds at most 2 GiB: larger weights go to a file beside the graph
@@ -65,8 +65,7 @@ def export(
         raise UserError(f"precision {precision!r} cannot be exported: {' or '.join(PRECISIONS)}")
     if target not in TARGETS:
         raise UserError(f"graphs cannot be made for {target!r}: {' or '.join(TARGETS)}")
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
-    model = load_model(checkpoint, resolution, dtype)
+    model = load_model(checkpoint, resolution, torch.float16 if precision == "fp16" else torch.float32)
     if precision in MIXED:
         from sam3lab.export.mixed import mix
 
@@ -108,7 +107,7 @@ def _export_stage(module, stage: str, arguments: tuple, path: Path, opset: int, 
     import onnx
     import torch
 
-    from sam3lab.export import skip_norms
+    from sam3lab.export import fused_norms
 
     axes = {name: torch.export.Dim(name) for name in INPUTS[stage].values()}
     logger = logging.getLogger("torch.onnx")
@@ -130,7 +129,7 @@ def _export_stage(module, stage: str, arguments: tuple, path: Path, opset: int, 
     finally:
         logger.setLevel(level)
     if target == ORT_CUDA:
-        skip_norms.fuse(program.model)
+        fused_norms.fuse(program.model)
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces with the exporting machine's paths
     weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())

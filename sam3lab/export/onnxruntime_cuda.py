@@ -6,7 +6,7 @@ kernel starts one block for each token and head, and is slow where heads are nar
 reference has them, the heads of queries and keys can be turned together as a few wide ones. The bias of the values
 passes through attention unchanged, since its weights sum to 1, and goes into that of the output projection. Biases
 elsewhere stay additions after the products, to be fused with GELU (by the optimiser) and with layer norms (see
-skip_norms).
+fused_norms).
 """
 
 from collections.abc import Iterator

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 
+from sam3lab.export import engine_profiles
 from sam3lab.export.cache import graphs
 from sam3lab.export.onnx import INPUTS
 from sam3lab.model.checkpoint import image_size, resolve
@@ -38,24 +39,10 @@ def openvino_call(path, feed):
 
 def tensorrt_call(path, feed):
     """None, after TensorRT's builder has made an engine of the graph."""
-    import tensorrt as trt
+    from sam3lab.export import engine_builder
 
-    logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
-    builder = trt.Builder(logger)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(path)):
-        raise ValueError(parser.get_error(0).desc())
-    for layer in map(network.get_layer, range(network.num_layers)):
-        if layer.type == trt.LayerType.ATTENTION_INPUT:
-            layer.__class__ = trt.IAttentionInputLayer
-            layer.attention.decomposable = True  # float32 and narrow heads have no fused kernel
-    profile, config = builder.create_optimization_profile(), builder.create_builder_config()
-    for tensor in map(network.get_input, range(network.num_inputs)):
-        profile.set_shape(tensor.name, *((rows, *list(tensor.shape)[1:]) for rows in (1, 1, 4)))
-    config.add_optimization_profile(profile)
-    if builder.build_serialized_network(network, config) is None:
-        raise ValueError("the builder made no engine")
+    profile = dict.fromkeys(engine_profiles.AXES, (1, 1, 4))
+    engine_builder.build(path, INPUTS[path.stem], engine_builder.Options(profiles=(profile,)))
 
 
 def main(checkpoint: str = "sam3-nano") -> None:

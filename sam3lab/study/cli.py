@@ -6,7 +6,7 @@ import sys
 
 def add_study_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="study", help="folder below runs/ that the study writes (default: study)")
-    parser.add_argument("--checkpoint", help="checkpoint by name or directory (default: each notebook's own)")
+    parser.add_argument("--checkpoint", help="checkpoint by name or directory (default: sam3-nano, on a GPU sam3)")
     parser.add_argument("--backend", action="append", metavar="NAME", help="measure this runtime; may be repeated")
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds of every case, each in a process of its own")
     parser.add_argument(
@@ -19,7 +19,12 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
         help="set one parameter of the notebooks that have it, such as: -p resolutions 126,252",
     )
     parser.add_argument("--notebook", action="append", metavar="NAME", help="run this notebook alone; may be repeated")
-    parser.add_argument("--publish", metavar="DIR", help="at the end, store the results for `sam3lab figures` in DIR")
+    parser.add_argument(
+        "--publish",
+        metavar="DIR",
+        help="at the end, store the results for `sam3lab figures` in DIR: data/results/MACHINE, or where the notebooks "
+        "are run in several goes, data/results/MACHINE/PART, of which each notebook is shown from the newest that ran it",
+    )
 
 
 def study(args: argparse.Namespace) -> int:
@@ -35,12 +40,20 @@ def study(args: argparse.Namespace) -> int:
 
 
 def add_figures_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--results", metavar="DIR", help="stored results (default: the newest in data/results/)")
-    parser.add_argument("--out", default="figures", metavar="DIR", help="folder for the figures (default: figures)")
+    parser.add_argument(
+        "--results", metavar="DIR", help="stored results of one machine (default: of every machine in data/results/)"
+    )
+    parser.add_argument(
+        "--out",
+        default="figures",
+        metavar="DIR",
+        help="folder for the figures; of several machines the one shown first has its figures there, and each other in a "
+        "folder of its name (default: %(default)s)",
+    )
 
 
 def figures(args: argparse.Namespace) -> int:
     """Render every figure again from stored results; the exit status is 0 when each could be."""
-    from sam3lab.study import run
+    from sam3lab.study import render
 
-    return run.figures(args.results, args.out)
+    return render.figures(args.results, args.out)

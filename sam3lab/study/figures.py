@@ -1,10 +1,12 @@
-"""The figures: each takes tidy frames with the columns value, low, high (95% interval) and returns a matplotlib figure."""
+"""The figures that compare runtimes: each takes tidy frames and returns a matplotlib figure.
 
-import math
+Frames have the columns value, low, high (95% interval) and backend, and also precision where rows differ in it; rows are
+then named and filled by it.
+"""
 
 from sam3lab.study import panels
 from sam3lab.study.numbers import digits
-from sam3lab.study.style import BAND, FILLS, INK, MUTED, STAGES, look, new, ordered, styled
+from sam3lab.study.style import BAND, FILLS, INK, MUTED, STAGES, by_runtime, look, new, styled
 
 PANELS = {
     "pipeline": "Whole pipeline",
@@ -21,10 +23,11 @@ CONDITIONS = {
 
 
 @styled
-def machine(overhead, fractions):
+def machine(overhead, fractions, products: str = "PyTorch's matrix products"):
     """What the harness costs, and how near the runtimes come to the machine's rate of matrix products.
 
-    overhead: an estimate in % of a call. fractions: backend, value, low, high in % of the ceiling.
+    overhead: an estimate in % of a call. fractions: backend, value, low, high in % of the ceiling, which is the rate of
+    `products`.
     """
     rows = 0.32 * len(fractions)
     figure, (top, bottom) = new(1.5 + rows, 2, height_ratios=[0.26, rows])
@@ -37,7 +40,7 @@ def machine(overhead, fractions):
     panels.title(top, "a", "Cost of measuring")
     panels.dots(bottom, fractions, "%")
     bottom.set_xlim(0, panels.reach(fractions))
-    bottom.set_xlabel("% of the rate of PyTorch's matrix products", loc="right")
+    bottom.set_xlabel(f"% of the rate of {products}", loc="right")
     panels.title(bottom, "b", "Rate of arithmetic in the whole pipeline")
     return figure
 
@@ -49,21 +52,22 @@ def runtimes(total, stages, absolute: bool = False):
     total: backend, value, low, high of the pipeline. stages: backend, stage, value. Both relative to the pipeline of
     native PyTorch, or in ms where `absolute`.
     """
-    names = ordered(total["backend"])
-    figure, (top, bottom) = new(1.2 + 0.56 * len(names), 2, sharex=True)
-    panels.dots(top, total)
+    shown = by_runtime(stages)
+    figure, (top, bottom) = new(1.2 + 0.56 * len(shown), 2, sharex=True)
+    panels.dots(top, total, significant=3 if absolute else None)
     if not absolute:
         panels.reference(top, 1)
     panels.title(top, "a", "Pipeline, pixels to raw detections")
-    panels.rows(bottom, [look(name).short for name in names])
-    part = stages.set_index(["backend", "stage"])["value"]
-    for row, name in enumerate(names):
-        left = 0.0
+    panels.rows(bottom, [seen.short for seen, _ in shown])
+    widest = 0.0
+    for row, (seen, each) in enumerate(shown):
+        part, left = each.set_index("stage")["value"], 0.0
         for stage, (white, hatch) in STAGES.items():
-            width = part.get((name, stage), 0.0)
-            bottom.barh(row, width, 0.62, left, color=look(name).tint(white), hatch=hatch, edgecolor="white", lw=0.6)
+            width = part.get(stage, 0.0)
+            bottom.barh(row, width, 0.62, left, color=seen.tint(white), hatch=hatch, edgecolor="white", lw=0.6)
             left += width
-    bottom.set_xlim(0, panels.reach(total, stages.groupby("backend")["value"].sum().max()))
+        widest = max(widest, left)
+    bottom.set_xlim(0, panels.reach(total, widest))
     bottom.set_xlabel("latency, ms" if absolute else "latency relative to PyTorch (transformers)", loc="right")
     panels.title(bottom, "b", "Each stage by itself")
     panels.stage_legend(figure)
@@ -95,23 +99,24 @@ def prompts(frame):
 
     frame: backend, condition (of CONDITIONS), stage, value, low, high relative to the same runtime's pipeline with a word.
     """
-    conditions, names = [each for each in CONDITIONS if each in set(frame["condition"])], ordered(frame["backend"])
+    conditions, shown = [each for each in CONDITIONS if each in set(frame["condition"])], by_runtime(frame)
     stages = [stage for stage in PANELS if stage in set(frame["stage"])]
     figure, axes = new(0.8 + (0.3 + 0.23 * len(conditions)) * len(stages), len(stages), sharex=True, squeeze=False)
-    step = 0.66 / max(len(names) - 1, 1)
+    step = 0.66 / max(len(shown) - 1, 1)
+    owner = {index: (place, seen) for place, (seen, rows) in enumerate(shown) for index in rows.index}
     for letter, stage, axis in zip("abcd", stages, axes[:, 0], strict=False):
         panels.rows(axis, [CONDITIONS[each] for each in conditions])
         for row in range(0, len(conditions), 2):
             axis.axhspan(row - 0.5, row + 0.5, color=BAND, lw=0, zorder=-1)
         panels.reference(axis, 1)
-        for _, each in frame[frame["stage"] == stage].iterrows():
-            seen, dodge = look(each["backend"]), (names.index(each["backend"]) - (len(names) - 1) / 2) * step
-            panels.point(axis, conditions.index(each["condition"]) + dodge, each, seen.color, seen.marker, 3)
+        for index, each in frame[frame["stage"] == stage].iterrows():
+            place, seen = owner[index]
+            row = conditions.index(each["condition"]) + (place - (len(shown) - 1) / 2) * step
+            panels.point(axis, row, each, seen.color, seen.marker, 3, **seen.filling)
         panels.title(axis, letter, PANELS[stage])
     axes[-1, 0].set_xlim(0, panels.reach(frame))
     axes[-1, 0].set_xlabel("relative to the same runtime's\npipeline with one word")
-    handles = [axes[0, 0].plot([], [], look(name).marker, color=look(name).color, ms=4)[0] for name in names]
-    panels.legend(figure, handles, [look(name).label for name in names], 2)
+    panels.marker_legend(figure, axes[0, 0], [seen for seen, _ in shown])
     return figure
 
 
@@ -125,17 +130,19 @@ def memory(loaded, peak, side: int):
 
     scale, unit = (1000, "GB") if peak["value"].max() >= 2000 else (1, "MB")
     peak = peak.assign(**{name: peak[name] / scale for name in ("value", "low", "high")})
-    here, before = peak[peak["resolution"] == side].set_index("backend"), loaded.set_index("backend")["value"] / scale
-    names = ordered(here.index)
-    upper, lower = 0.75 + 0.3 * len(names), 2.2
+    keys = [name for name in ("backend", "precision") if name in peak]
+    here = peak[peak["resolution"] == side].merge(loaded[[*keys, "value"]], "left", keys, suffixes=("", "_loaded"))
+    shown = by_runtime(here)
+    upper, lower = 0.75 + 0.3 * len(shown), 2.2
     figure = Figure(figsize=(new(1)[0].get_figwidth(), upper + lower), layout="constrained")
     top, bottom = (part.subplots() for part in figure.subfigures(2, 1, height_ratios=[upper, lower]))
-    panels.rows(top, [look(name).short for name in names])
-    for row, name in enumerate(names):
-        value, start, seen = here["value"][name], before.get(name, math.nan), look(name)
+    panels.rows(top, [seen.short for seen, _ in shown])
+    for row, (seen, each) in enumerate(shown):
+        each = each.iloc[0]
+        value, start = each["value"], each["value_loaded"] / scale
         top.plot([start, value], [row, row], color=seen.color, zorder=1)
         top.plot(start, row, seen.marker, mfc="white", mec=seen.color, mew=1, zorder=2)
-        panels.point(top, row, here.loc[name], seen.color, seen.marker)
+        panels.point(top, row, each, seen.color, seen.marker)
         panels.value(top, row, f"{digits(value)} {unit}")
     top.set_xlim(0, panels.reach(here))
     top.set_xlabel(unit)
@@ -150,9 +157,8 @@ def memory(loaded, peak, side: int):
 def precision(latency, score, failed=(), absolute: bool = False):
     """Accuracy against latency: a point a runtime and precision, each named, with intervals both ways.
 
-    latency: backend, precision, value, low, high relative to native PyTorch in fp32, or in ms where `absolute`. score:
-    backend, precision, value, low, high of cgF1. failed: the (backend, precision) that detect something else than the
-    reference; their names are grey and say so. What lacks either value is left out.
+    latency: relative to native PyTorch in fp32, or in ms where `absolute`. score: cgF1. failed: the (backend, precision)
+    that detect something else than the reference; their names are grey and say so. What lacks either value is left out.
     """
     keys = ["backend", "precision"]
     both = latency.merge(score, on=keys, suffixes=("", "_score")).sort_values(["value", *keys])

@@ -10,6 +10,7 @@ import math
 import re
 from pathlib import Path
 
+from sam3lab.bench.case import PRECISIONS
 from sam3lab.bench.files import write_atomically
 from sam3lab.errors import UserError
 
@@ -78,9 +79,15 @@ def interval(value: float, low: float | None = None, high: float | None = None, 
 
 
 def number(estimate, unit: str = "") -> dict:
-    """The JSON record of one number: an estimate (value, low, high), a plain number, or a word such as a verdict."""
+    """The JSON record of one number: an estimate (value, low, high), a plain number, or a word such as a verdict.
+
+    A whole number (int) is a count, and is written without decimal places.
+    """
     if isinstance(estimate, str):
         return {"value": estimate, "unit": unit, "text": estimate}
+    if isinstance(estimate, int):
+        text = digits(estimate, places=0) + (f" {unit}" if unit else "")
+        return {"value": estimate, "low": None, "high": None, "unit": unit, "text": text}
     value, low, high = (getattr(estimate, name, None) for name in ("value", "low", "high"))
     value = float(estimate if value is None else value)
     low, high = (None if end is None else float(end) for end in (low, high))
@@ -90,6 +97,12 @@ def number(estimate, unit: str = "") -> dict:
 def load(path: Path) -> dict[str, dict]:
     """{key: record} of a numbers.json; empty where there is none yet."""
     return json.loads(Path(path).read_text(encoding="utf-8")) if Path(path).exists() else {}
+
+
+def rows(records: dict[str, dict], key: str) -> dict[tuple[str, str], dict]:
+    """{(backend, precision): record} of the numbers `<key>.<backend>.<precision>`."""
+    named = re.compile(rf"{re.escape(key)}\.([\w:-]+)\.({'|'.join(PRECISIONS)})")
+    return {match.groups(): record for name, record in records.items() if (match := named.fullmatch(name))}
 
 
 def merge(path: Path, notebook: str, records: dict[str, dict]) -> None:

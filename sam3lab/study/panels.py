@@ -1,7 +1,7 @@
 """What the figures are put together from: rows of dots, lines named at their ends, titles, legends."""
 
 from sam3lab.study.numbers import digits
-from sam3lab.study.style import MUTED, STAGES, look, ordered
+from sam3lab.study.style import MUTED, STAGES, by_runtime, look
 
 PARTS = {"image": "image encoder", "text": "text encoder", "detect": "detector"}
 DASHED = (0, (3, 2))
@@ -35,10 +35,12 @@ def reference(axis, at: float, style="-") -> None:
     axis.axvline(at, color=MUTED, lw=0.7, ls=style, zorder=0)
 
 
-def point(axis, row: float, each, color, marker: str, size: float = 4.5) -> None:
-    """A value with its horizontal interval."""
+def point(axis, row: float, each, color, marker: str, size: float = 4.5, **filling) -> None:
+    """A value with its horizontal interval; `filling` is a Look's."""
     below, above = (max(0.0, gap) for gap in (each["value"] - each["low"], each["high"] - each["value"]))
-    axis.errorbar(each["value"], row, xerr=[[below], [above]], fmt=marker, color=color, ms=size, elinewidth=0.9)
+    axis.errorbar(
+        each["value"], row, xerr=[[below], [above]], fmt=marker, color=color, ms=size, elinewidth=0.9, **filling
+    )
 
 
 def cross(axis, each, seen, fill: str) -> None:
@@ -68,41 +70,51 @@ def value(axis, row: int, text: str) -> None:
     )
 
 
-def dots(axis, frame, unit: str = "") -> None:
-    """One row for each runtime: its value, its interval, and the value in figures."""
-    frame = frame.set_index("backend").loc[ordered(frame["backend"])]
-    rows(axis, [look(name).short for name in frame.index])
+def dots(axis, frame, unit: str = "", significant: int | None = None) -> None:
+    """One row for each runtime: its value, its interval, and the value in figures.
+
+    significant: digits of each value; None for as many decimal places in every row as fit their size.
+    """
+    shown = [(seen, each.iloc[0]) for seen, each in by_runtime(frame)]
+    rows(axis, [seen.short for seen, _ in shown])
     places = 2 if frame["value"].max() < 10 else 0 if frame["value"].min() >= 10 else 1
-    for row, (name, each) in enumerate(frame.iterrows()):
-        point(axis, row, each, look(name).color, look(name).marker)
-        value(axis, row, digits(each["value"], places=places) + unit)
+    for row, (seen, each) in enumerate(shown):
+        point(axis, row, each, seen.color, seen.marker, **seen.filling)
+        said = digits(each["value"], significant) if significant else digits(each["value"], places=places)
+        value(axis, row, said + unit)
 
 
-def lines(axis, frame, least: float = 0.0) -> None:
-    """One line a runtime over the resolution, with intervals, named at its end; the y axis goes from 0 past `least`."""
-    ends = {}
-    for name in ordered(frame["backend"]):
-        rows, seen = frame[frame["backend"] == name].sort_values("resolution"), look(name)
+def lines(axis, frame, least: float = 0.0, over: str = "resolution") -> None:
+    """One line a runtime over a column, with intervals, named at its end; the y axis goes from 0 past `least`."""
+    ends = []
+    for seen, rows in by_runtime(frame):
+        rows = rows.sort_values(over)
         gaps = [(rows["value"] - rows["low"]).clip(lower=0), (rows["high"] - rows["value"]).clip(lower=0)]
         axis.errorbar(
-            rows["resolution"], rows["value"], yerr=gaps, fmt=f"-{seen.marker}", color=seen.color, elinewidth=0.9
+            rows[over],
+            rows["value"],
+            yerr=gaps,
+            fmt=f"-{seen.marker}",
+            color=seen.color,
+            elinewidth=0.9,
+            **seen.filling,
         )
-        ends[name] = rows["value"].iloc[-1]
+        ends.append((seen, rows[over].iloc[-1], rows["value"].iloc[-1]))
     top = reach(frame, least)
     axis.set_ylim(0, top)
-    tall = [0.09 * top * (1 + look(name).short.count("\n")) for name in ends]
-    for (name, value), place in zip(ends.items(), spread(list(ends.values()), tall), strict=True):
+    tall = [0.09 * top * (1 + seen.short.count("\n")) for seen, _, _ in ends]
+    for (seen, end, value), place in zip(ends, spread([value for *_, value in ends], tall), strict=True):
         leader = {
             "arrowstyle": "-",
-            "color": look(name).color,
+            "color": seen.color,
             "lw": 0.6,
             "shrinkA": 1,
             "shrinkB": 3,
             "relpos": (0, 0.5),
         }
         axis.annotate(
-            look(name).short,
-            (frame["resolution"].max(), value),
+            seen.short,
+            (end, value),
             (1.06, place),
             "data",
             ("axes fraction", "data"),
@@ -112,12 +124,34 @@ def lines(axis, frame, least: float = 0.0) -> None:
         )
 
 
+def logarithmic(axis, low: float, high: float) -> None:
+    """A logarithmic x axis over `low` to `high`, with a few ticks, written out."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_xscale("log")
+    axis.set_xlim(low / 1.15, high * 1.15)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 30 * low else (1, 3)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
+    axis.xaxis.set_minor_locator(NullLocator())
+
+
 def stage_legend(figure) -> None:
     from matplotlib.patches import Patch
 
     grey = look("transformers")
     handles = [Patch(facecolor=grey.tint(white), hatch=hatch, edgecolor="white") for white, hatch in STAGES.values()]
     legend(figure, handles, list(PARTS.values()), 3)
+
+
+def legend_columns(shown) -> int:
+    """How many columns the names of these looks leave room for."""
+    return 2 if max(len(seen.label) for seen in shown) <= 22 else 1
+
+
+def marker_legend(figure, axis, shown) -> None:
+    """The markers of the runtimes' looks and their names, below the axes."""
+    handles = [axis.plot([], [], seen.marker, color=seen.color, ms=4, **seen.filling)[0] for seen in shown]
+    legend(figure, handles, [seen.label for seen in shown], legend_columns(shown))
 
 
 def legend(figure, handles, labels, columns: int) -> None:

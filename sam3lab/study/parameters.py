@@ -7,22 +7,26 @@ from sam3lab.bench.case import PRECISIONS
 from sam3lab.errors import UserError
 from sam3lab.model.config import PATCH
 
-# Every parameter that a notebook may have: the type of its value, or of the items of its list, and what it means.
+# Every parameter that a notebook may have: the type of its value, or of the items of its list, and what it means. "The
+# device's default" is what sam3lab.study.presets has for the notebook.
 PARAMETERS = {
-    "checkpoint": (str, "a checkpoint's name or directory"),
-    "backends": ([str], "the names of the runtimes"),
-    "device": (str, "cpu or cuda"),
-    "precision": (str, "fp32, tf32, bf16, fp16, int8 or fp8"),
-    "precisions": ([str], "fp32, tf32, bf16, fp16, int8, fp8, or none for those that the device's runtimes offer"),
+    "checkpoint": (str, "a checkpoint's name or directory, or empty for the device's default"),
+    "backends": ([str], "the names of the runtimes, or none for the device's default"),
+    "device": (str, "cpu, cuda, or empty for cuda where there is an NVIDIA GPU"),
+    "precision": (str, "fp32, tf32, bf16, fp16, int8, fp8, or empty for the device's default"),
+    "precisions": ([str], "fp32, tf32, bf16, fp16, int8, fp8, or none for the device's default"),
     "resolution": (int, "the side of the image in pixels, a multiple of 14, or 0 for the checkpoint's own"),
     "resolutions": ([int], "sides in pixels, or none for a half, one and one and a half of the checkpoint's own"),
     "image": (str, "a bundled photograph's name, or a file"),
     "prompt": (str, "one word"),
     "description": (str, "a phrase that describes one thing"),
     "objects": ([str], "words for several things"),
+    "counts": ([int], "numbers of prompts in one call, at least 1 and at most as many words as are stored, or none"),
+    "batches": ([int], "numbers of images in one call, at least 1, or none for the device's default"),
+    "huge": (str, "a larger checkpoint for native PyTorch alone, or empty for the device's default"),
     "accuracy": (bool, "True to score the cases on scenes, False not to"),
     "scenes": (int, "how many scenes of the test split are scored, or 0 for all"),
-    "rounds": (int, "how many rounds each case is measured in, at least 1"),
+    "rounds": (int, "how many rounds each case is measured in, or 0 for the device's default"),
     "min_samples": (int, "the least number of steady samples of a case and stage over all its rounds, at least 1"),
     "min_seconds": (float, "the least duration of a case and stage's steady samples over all its rounds, not negative"),
     "seed": (int, "a whole number, not negative"),
@@ -31,10 +35,11 @@ PARAMETERS = {
     "measure": (bool, "True to measure, False to render stored results"),
     "figures": (str, "a folder for the figures, or empty for the run's own"),
 }
-LEAST = {"resolution": 0, "scenes": 0, "rounds": 1, "min_samples": 1, "min_seconds": 0.0, "seed": 0}
+LEAST = {"resolution": 0, "scenes": 0, "rounds": 0, "min_samples": 1, "min_seconds": 0.0, "seed": 0}
 INJECTED = "# Parameters"  # how the cell that papermill injects begins
 OURS = ("run", "results", "measure", "figures")  # where to read and write: a study sets these itself
-NEEDED = ("checkpoint", "backends", "image", "prompt", "description", "objects")
+NEEDED = ("image", "prompt", "description", "objects")
+ALLOWED = {"device": ("", "cpu", "cuda"), "precision": ("", *PRECISIONS), "precisions": PRECISIONS}
 
 
 def check_name(name: str, known, where: str) -> None:
@@ -63,8 +68,9 @@ def converted(name: str, value):
         raise refusal from None
     if (
         (name in LEAST and not result >= LEAST[name])
-        or (name == "device" and result not in ("cpu", "cuda"))
-        or (name == "precisions" and not set(result) <= set(PRECISIONS))
+        or (name in ALLOWED and not set(result if isinstance(result, list) else [result]) <= set(ALLOWED[name]))
+        or (name in ("counts", "batches") and not all(number >= 1 for number in result))
+        or (name == "backends" and not all(result))
         or (name in NEEDED and not (result and all(result)))
         or (isinstance(result, list) and len(set(result)) < len(result))
     ):

@@ -1,5 +1,7 @@
-"""The numbers in README.md, which stand between comments that name their keys in figures/numbers.json:
-`<!-- key -->text<!-- / -->`. `sam3lab figures` writes them anew; a test fails while one differs.
+"""The numbers in README.md, which stand between comments that name their keys: `<!-- key -->text<!-- / -->`.
+
+A key is one of the machine whose figures are shown first, or `machine:key` (see stored.published). `sam3lab figures`
+writes the numbers anew; a test fails while one differs.
 """
 
 import re
@@ -11,7 +13,7 @@ MARK = re.compile(r"(<!-- (?P<key>[\w.:-]+)(?:\|(?P<form>value))? -->).*?(<!-- /
 
 
 def refresh(text: str, records: dict[str, dict]) -> str:
-    """`text` with every marked number as `records` (of numbers.json) has it; `<!-- key|value -->` asks for no interval.
+    """`text` with every marked number as `records` (as stored.published gives them) has it; `<!-- key|value -->` asks for no interval.
 
     UserError on a key that is not among them, and on a measurement that stands outside of the marks.
     """

@@ -4,15 +4,13 @@ import ast
 import hashlib
 import json
 import shutil
-import sys
-import tempfile
 import time
 from pathlib import Path
 
 from sam3lab import paths
 from sam3lab.bench.files import write_json
 from sam3lab.errors import UserError
-from sam3lab.study import numbers, readme
+from sam3lab.study import stored
 from sam3lab.study.parameters import OURS, PARAMETERS, check_name, converted
 
 
@@ -52,6 +50,8 @@ def study(name: str, notebooks=None, parameters: dict | None = None, publish: st
     later notebooks read what earlier ones wrote. The last line printed is the path of the report.
     """
     chosen, parameters = _choose(notebooks), parameters or {}
+    if publish:
+        stored.check_part(Path(publish))
     known = {notebook: defaults(notebook) for notebook in chosen}
     for parameter in parameters:
         check_name(parameter, {each: None for notebook in chosen for each in known[notebook]}, "the notebooks together")
@@ -72,42 +72,12 @@ def study(name: str, notebooks=None, parameters: dict | None = None, publish: st
     return 1 if failed else 0
 
 
-def figures(results: str | None, out: str) -> int:
-    """Render every figure, and numbers.json, into `out` from stored results alone; 0 if each notebook could be run.
-
-    Where `out` is the project's figures/, the numbers in README.md are written anew too.
-
-    results: a directory that `study --publish` wrote, or a run's; None for the last one in data/results/ by name.
-    """
-    stored = sorted(path.parent for path in (paths.DATA / "results").glob("*/facts.json"))
-    if not results and not stored:
-        raise UserError("no results are stored in data/results/: give --results DIR, or run `sam3lab study` first")
-    source = Path(results).absolute() if results else stored[-1]
-    if not (source / "facts.json").exists():
-        raise UserError(f"{source} has no facts.json: give a directory that `sam3lab study` wrote")
-    facts = json.loads((source / "facts.json").read_text(encoding="utf-8"))
-    target = Path(out).absolute()
-    with tempfile.TemporaryDirectory() as scratch:
-        how = {"run": scratch, "results": str(source), "measure": False, "figures": str(target)}
-        tasks = {
-            notebook: {name: facts[key][name] for name in defaults(notebook) if name in facts[key]} | how
-            for notebook in names()
-            if (key := f"parameters.{notebook}") in facts
-        }
-        failed = execute(tasks, Path(scratch))
-        if failed:
-            print(f"not rendered: {', '.join(failed)}", *_errors(Path(scratch), failed), sep="\n", file=sys.stderr)
-        records = numbers.load(Path(scratch) / "numbers.json")
-        write_json(target / "numbers.json", records)
-    page = paths.ROOT / "README.md"
-    if target == paths.FIGURES and page.exists():
-        page.write_text(readme.refresh(page.read_text(encoding="utf-8"), records), encoding="utf-8")
-    print(target)
-    return 1 if failed else 0
-
-
 def publish_results(run_dir: Path, directory: Path) -> None:
-    """Store a run's results compactly in `directory`, with what `sam3lab figures` needs to render them anywhere."""
+    """Store a run's results compactly in `directory`, with what `sam3lab figures` needs to render them anywhere.
+
+    data/results/<machine> for a whole study; data/results/<machine>/<part> for some of its notebooks, where others are
+    run at another time (see stored.check_part).
+    """
     from sam3lab.bench import results
 
     results.consolidate(run_dir, directory)
@@ -222,7 +192,7 @@ def is_done(run_dir: Path, notebook: str, given: dict) -> bool:
         return False
 
 
-def _errors(run_dir: Path, failed: list[str]) -> list[str]:
+def problems(run_dir: Path, failed: list[str]) -> list[str]:
     """The error of each notebook that failed, one line each."""
     from sam3lab.study import report
 

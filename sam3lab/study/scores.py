@@ -8,32 +8,33 @@ import math
 from sam3lab.bench.parity import LIMITS
 from sam3lab.bench.statistics import Estimate
 from sam3lab.study import tables
-from sam3lab.study.claims import CONFIRMED, REFUTED, UNTESTED
 from sam3lab.study.style import look, ordered
+from sam3lab.study.tables import BY
 
-BY = ["backend", "precision"]
 NAMES = {"cgf1": "cgF1", "ap": "Mask AP"}
 SCALES = {"cgf1": 1, "ap": 100}  # both are shown from 0 to 100
-PRECISIONS = {"cpu": ("fp32", "bf16", "fp16", "int8"), "cuda": ("fp32", "tf32", "bf16", "fp16")}
 
 
-def frame(scored, metric: str, by=("backend",)):
+def frame(scored, metric: str, by=BY):
     """cgF1 ("cgf1") or mask AP ("ap") from 0 to 100, as a frame with the columns `by`, value, low, high."""
     ends = {"value": metric, "low": f"{metric}_low", "high": f"{metric}_high"}
     values = {end: scored[name] * SCALES[metric] for end, name in ends.items()}
     return scored[[*by]].assign(**values).reset_index(drop=True)
 
 
-def judged(samples, scored):
+def judged(samples, scored, same: bool = True):
     """The samples with the parity that counts here: failed where either the tensors or the detections in the scenes are
     not the reference's. Of precisions whose tensors do not decide (int8) the scenes alone do.
+
+    same: whether the scored checkpoint is the timed one; if not, what it detects decides only where tensors do not.
     """
     verdicts = _verdicts(scored)
 
     def verdict(own: str, group: tuple) -> str:
-        seen = verdicts.get(group, own)
         decides = LIMITS[group[1]].relative is not None
-        return "failed" if decides and own == "failed" else seen
+        if decides and (own == "failed" or not same):
+            return own
+        return verdicts.get(group, own)
 
     parity = [verdict(row[0], tuple(row[1:])) for row in samples[["parity", *BY]].itertuples(index=False, name=None)]
     return samples.assign(parity=parity)
@@ -130,26 +131,23 @@ def parity(scored):
     return pd.DataFrame(rows, columns=[*head, "Scores differ by", "Verdict", "Why"])
 
 
-def key(samples, scored):
-    """The report's first table: of each runtime and precision, how fast and how accurate it is on the base case."""
-    base = judged(samples[samples["mode"] == "speed"], scored)
-    native = {"backend": tables.NATIVE, "precision": "fp32"}
-    columns = {"Times as fast": tables.ratios(base, by=BY, to=native, invert=True)}
+def key(samples, scored, same: bool = True):
+    """The table of each runtime and precision: how fast and how accurate it is on the base case. same: as in `judged`."""
+    base = judged(samples[samples["mode"] == "speed"], scored, same)
+    columns = {"Times as fast": tables.ratios(base, by=BY, to=tables.FP32, invert=True)}
     if len(scored):
         columns |= {name: frame(scored, metric, BY) for metric, name in NAMES.items()}
     cells = {heading: tables.column(each, BY) for heading, each in columns.items()}
     return tables.build(base, cells, BY, ("Runtime", "Precision"))
 
 
-def counts(parity, scored, twins, claims) -> dict[str, int]:
-    """How many cases were compared and failed, by tensors (checks.parity's table) and by detections in the scenes; how
-    many stages have a twin and are unlike it (statistics.aa_check); and how many claims have each verdict.
+def counts(parity, scored, twins) -> dict[str, int]:
+    """How many cases were compared and failed, by tensors (checks.parity's table) and by detections in the scenes; and
+    how many stages have a twin and are unlike it (statistics.aa_check).
     """
     found = {"compared": len(parity), "failed": (parity["Verdict"] == "FAILED").sum()}
     found |= {"scored": (scored["parity"] != "reference").sum(), "unseen": (scored["parity"] == "failed").sum()}
     found |= {"twins": len(twins), "unlike": (~twins["agrees"].astype(bool)).sum()}
-    for verdict in (CONFIRMED, REFUTED, UNTESTED):
-        found[f"claims.{verdict.split()[0]}"] = (claims["verdict"] == verdict).sum()
     return {name: int(count) for name, count in found.items()}
 
 

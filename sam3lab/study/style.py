@@ -3,7 +3,7 @@
 import functools
 import io
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 COLUMN = 85 / 25.4  # inches: one column of a journal page, the width every figure must be legible at
@@ -14,16 +14,35 @@ BAND = "#f2f2f2"
 
 @dataclass(frozen=True)
 class Look:
-    """How one runtime appears everywhere: its name in words, its colour and its marker."""
+    """How one runtime appears everywhere: its name in words, its colour and its marker.
 
-    label: str
+    precision: named, and shown by which part of the marker is filled, where several are compared; else empty.
+    """
+
+    name: str
     color: str
     marker: str
+    precision: str = ""
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} {self.precision}".rstrip()
 
     @property
     def short(self) -> str:
-        """The label on two lines where it has a part in parentheses."""
-        return self.label.replace(" (", "\n(")
+        """The label on two lines where it has a part in parentheses, or a precision."""
+        if " (" in self.name or not self.precision:
+            return self.label.replace(" (", "\n(")
+        return f"{self.name}\n{self.precision}"
+
+    @property
+    def filling(self) -> dict:
+        """matplotlib's arguments for the marker's filling; none where no precision is told apart."""
+        if not self.precision:
+            return {}
+        fill = FILLS[self.precision]
+        inner = {"mfc": "white"} if fill == "none" else {"fillstyle": fill}
+        return {"markerfacecoloralt": "white", "mec": self.color, "mew": 0.9, **inner}
 
     def tint(self, white: float) -> tuple[float, ...]:
         """The colour with that share of white mixed in, as RGB."""
@@ -41,6 +60,9 @@ RUNTIMES = {
     "onnxruntime": Look("ONNX Runtime", "#0072B2", "^"),
     "tensorrt": Look("TensorRT", "#009E73", "P"),
     "openvino": Look("OpenVINO", "#D55E00", "v"),
+    "meta": Look("SAM 3 (Meta)", "#56B4E9", "<"),
+    # Okabe and Ito's yellow, darkened: as it is, it cannot be seen on white
+    "meta-compiled": Look("SAM 3 (Meta, compiled)", "#8F8700", ">"),
 }
 # Precisions are told apart by which part of a runtime's marker is filled (matplotlib's names).
 FILLS = {"fp32": "full", "tf32": "right", "bf16": "left", "fp16": "bottom", "int8": "none", "fp8": "top"}
@@ -84,15 +106,37 @@ RC = {
 }
 
 
-def look(runtime: str) -> Look:
+def look(runtime: str, precision: str = "") -> Look:
     """The runtime's look; one that is not in the table (a test's, a user's own) is grey under its own name."""
-    return RUNTIMES.get(runtime, Look(runtime, "#7f7f7f", "X"))
+    return replace(RUNTIMES.get(runtime, Look(runtime, "#7f7f7f", "X")), precision=precision)
 
 
 def ordered(runtimes) -> list[str]:
     """The distinct `runtimes` in the fixed order of the table, others after them by name."""
     known = list(RUNTIMES)
     return sorted(set(runtimes), key=lambda name: (known.index(name) if name in known else len(known), name))
+
+
+def looks(groups) -> dict[tuple[str, str], Look]:
+    """{(backend, precision): look} in the order in which they are shown: runtimes as in the table, then precisions.
+
+    The precision is named only where there are several among the groups.
+    """
+    groups = set(groups)
+    several = len({precision for _, precision in groups}) > 1
+    fixed = [*FILLS, ""]
+    known = {name: place for place, name in enumerate(ordered(backend for backend, _ in groups))}
+    order = sorted(groups, key=lambda group: (known[group[0]], fixed.index(group[1])))
+    return {group: look(group[0], group[1] if several else "") for group in order}
+
+
+def by_runtime(frame) -> list[tuple[Look, object]]:
+    """(look, rows) of each runtime in a frame with the column backend, and of each precision where it has that column,
+    in the order in which they are shown.
+    """
+    precisions = frame["precision"] if "precision" in frame else [""] * len(frame)
+    keys = list(zip(frame["backend"], precisions, strict=True))
+    return [(seen, frame[[key == group for key in keys]]) for group, seen in looks(keys).items()]
 
 
 def styled(draw):

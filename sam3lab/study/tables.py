@@ -1,19 +1,19 @@
-"""From samples to what is shown: estimates and ratios by group, the tables of the notebooks, and tables as HTML and CSV.
+"""From samples to what is shown: estimates and ratios by group, and the tables of the notebooks.
 
 Frames of estimates have the columns value, low, high (95% interval); tables for people have an Estimate in a cell.
 A case whose parity was not shown is left out of estimates and ratios, and stands in the tables as failed.
 """
 
-import html
-import io
 import math
 
 from sam3lab.bench.statistics import Estimate, agreeing, median_ci, ratio_ci, select, verdict
 from sam3lab.errors import UserError
-from sam3lab.study import numbers
-from sam3lab.study.style import FILLS, look, ordered
+from sam3lab.study.style import FILLS, look, looks, ordered
 
 NATIVE = "transformers"  # native PyTorch: the row that every other is compared with
+BY = ["backend", "precision"]  # a row of most tables
+HEADINGS = ("Runtime", "Precision")
+FP32 = {"backend": NATIVE, "precision": "fp32"}  # native PyTorch as it is when nothing is asked of it
 ENDS = ["value", "low", "high"]
 PEAK = {"stage": "process", "metric": "peak", "phase": "memory"}  # the rows that `with_peaks` adds
 _OF_MEMORY = {"faster": "less", "slower": "more", "same": "equal"}
@@ -68,6 +68,15 @@ def ratios(
     return pd.DataFrame(rows, columns=[*by, *ENDS, "verdict"])
 
 
+def against_fp32(samples, by=BY):
+    """How many times as fast as native PyTorch in fp32 each group is, as `ratios`; no row where all are in fp32, of which
+    the ratio in the same precision says the same.
+    """
+    if set(samples["precision"]) == {"fp32"}:
+        return ratios(samples, by=by).iloc[:0]
+    return ratios(samples, by=by, to=FP32, invert=True)
+
+
 def with_peaks(samples, device: str):
     """The samples and, as PEAK says, the greatest memory of each process in MB, that of starting up included.
 
@@ -107,16 +116,40 @@ def scaled(frame, factor: float = 1.0, less: float = 0.0):
     return frame.assign(**{end: frame[end] * factor - less for end in ENDS})
 
 
-def rates(latency, images: int = 1):
-    """Images per second, one call after the other, from a frame of latencies in ms."""
+def divided(frame, name: str, base: float = 1.0):
+    """A frame of estimates with every value divided by its column `name` over `base`: the share of one of so many."""
+    return frame.assign(**{end: frame[end] * base / frame[name] for end in ENDS})
+
+
+def turned(frame):
+    """A frame of estimates with one over every value."""
+    return frame.assign(value=1 / frame["value"], low=1 / frame["high"], high=1 / frame["low"])
+
+
+def rates(latency, images=1):
+    """Images per second, one call after the other, from a frame of latencies in ms; images: in a call, perhaps by row."""
     return latency.assign(
         value=1e3 * images / latency["value"], low=1e3 * images / latency["high"], high=1e3 * images / latency["low"]
     )
 
 
-def shares(latency, flops: float, rate: float):
-    """% of a rate of arithmetic in GFLOP/s that is reached by `flops` operations in each latency in ms."""
-    return scaled(rates(latency), 100 * flops / 1e9 / rate)
+def shares(latency, flops: float, rates_of: dict[str, float]):
+    """% of the rate of arithmetic of its precision, in GFLOP/s, that `flops` operations reach in each latency in ms; a
+    latency in a precision without a known rate is left out.
+    """
+    known = latency[latency["precision"].isin(rates_of)]
+    per_second, rate = rates(known), known["precision"].map(rates_of)
+    return per_second.assign(**{end: per_second[end] * (100 * flops / 1e9 / rate) for end in ENDS})
+
+
+def multiples(latency, floors: dict[tuple, dict[str, float]], by=BY, stage: str = "pipeline"):
+    """Each latency in ms as a multiple of the floor of its group and stage; a group without a floor is left out."""
+    import pandas as pd
+
+    groups = latency[[*by]].itertuples(index=False, name=None)
+    floor = pd.Series([floors.get(group, {}).get(stage) for group in groups], latency.index, dtype=float)
+    known = latency.assign(**{end: latency[end] / floor for end in ENDS})
+    return known[floor.notna()]
 
 
 def column(frame, by="backend") -> dict:
@@ -126,8 +159,11 @@ def column(frame, by="backend") -> dict:
 
 
 def best(frame) -> str:
-    """The runtime with the greatest value, in words."""
-    return look(frame.loc[frame["value"].idxmax(), "backend"]).label
+    """The runtime with the greatest value, in words; with its precision where the frame has several."""
+    row = frame.loc[frame["value"].idxmax()]
+    if "precision" not in frame:
+        return look(row["backend"]).label
+    return looks(frame[BY].itertuples(index=False, name=None))[row["backend"], row["precision"]].label
 
 
 def trend(first: Estimate, last: Estimate) -> str:
@@ -147,8 +183,8 @@ def rows(samples, by=("backend",)):
     """The distinct groups of `by` among the cases, each once, with their parity: runtimes in their fixed order."""
     cases = samples[samples["replica"] == 0].drop_duplicates([*by])[[*by, "case"]]
     rank = {name: place for place, name in enumerate(ordered(cases["backend"]))}
-    if "resolution" in by:
-        cases = cases.sort_values("resolution", kind="stable")
+    for name in ("resolution", "batch", "count"):
+        cases = cases.sort_values(name, kind="stable") if name in by else cases
     if "precision" in by:
         cases = cases.sort_values("precision", key=lambda names: names.map(list(FILLS).index), kind="stable")
     cases = cases.sort_values("backend", key=lambda names: names.map(rank), kind="stable")
@@ -156,71 +192,18 @@ def rows(samples, by=("backend",)):
     return [(row[:-1] if len(by) > 1 else row[0], state[row[-1]]) for row in cases.itertuples(index=False, name=None)]
 
 
-def build(samples, columns: dict[str, dict], by=("backend",), names=("Runtime",)):
-    """A table for people: one row a group of `by`, the columns given as {heading: {group: cell}}, and parity."""
+def build(samples, columns: dict[str, dict], by=("backend",), names=("Runtime",), absent=None):
+    """A table for people: one row a group of `by`, the columns given as {heading: {group: cell}}, and parity.
+
+    absent: {(backend, precision): why} of what could not be run, whose rows say so at the end; `by` begins with BY then.
+    """
     import pandas as pd
 
     lines = []
-    for group, state in rows(samples, by):
+    missing = [((*group, *["–"] * (len(by) - 2)), why) for group, why in (absent or {}).items()]
+    for group, state in [*rows(samples, by), *missing]:
         keys = group if len(by) > 1 else (group,)
         shown = [look(key).label if name == "backend" else key for name, key in zip(by, keys, strict=True)]
         cells = {heading: cells.get(group, math.nan) for heading, cells in columns.items()}
         lines.append(dict(zip(names, shown, strict=True)) | cells | {"Parity": state})
     return pd.DataFrame(lines)
-
-
-def to_csv(frame) -> str:
-    """The table with plain numbers: an estimate becomes three columns, the last two named "… low" and "… high"."""
-    import pandas as pd
-
-    plain = {}
-    for name in frame.columns:
-        values = list(frame[name])
-        if any(isinstance(value, Estimate) for value in values):
-            known = [
-                value if isinstance(value, Estimate) else Estimate(math.nan, math.nan, math.nan) for value in values
-            ]
-            for suffix, end in (("", "value"), (" low", "low"), (" high", "high")):
-                plain[f"{name}{suffix}"] = [getattr(value, end) for value in known]
-        else:
-            plain[name] = values
-    buffer = io.StringIO()
-    pd.DataFrame(plain).to_csv(buffer, index=False, lineterminator="\n", float_format="%.6g")
-    return buffer.getvalue()
-
-
-def _cell(value) -> tuple[str, bool]:
-    """A cell's text, and whether it is a number."""
-    if isinstance(value, Estimate):
-        return numbers.interval(value.value, value.low, value.high), True
-    if value is None:
-        return "–", False
-    if isinstance(value, bool):
-        return "yes" if value else "no", False
-    if isinstance(value, int | float) or hasattr(value, "dtype"):
-        return (f"{value}" if isinstance(value, int) else numbers.digits(float(value))), True
-    return html.escape(str(value)), False
-
-
-def to_html(frame, caption: str) -> str:
-    """The table for a page: numbers at the right, the first column as row headings, and failed rows marked."""
-    cells = [[_cell(value) for value in row] for row in frame.itertuples(index=False, name=None)]
-    right = [bool(cells) and all(line[place][1] for line in cells) for place in range(len(frame.columns))]
-
-    def tag(name: str, text: str, place: int, extra: str = "") -> str:
-        look = ' class="number" style="text-align:right"' if right[place] else ' style="text-align:left"'
-        return f"<{name}{extra}{look}>{text}</{name}>"
-
-    head = "".join(tag("th", html.escape(str(name)), place, ' scope="col"') for place, name in enumerate(frame.columns))
-    body = ""
-    for line in cells:
-        failed = ' class="failed"' if any(text == "FAILED" for text, _ in line) else ""
-        first = tag("th", line[0][0], 0, ' scope="row"')
-        body += (
-            f"<tr{failed}>{first}{''.join(tag('td', line[place][0], place) for place in range(1, len(line)))}</tr>\n"
-        )
-    caption = html.escape(caption)
-    return (
-        f'<div class="scroll" role="region" aria-label="{caption}" tabindex="0"><table><caption>{caption}</caption>'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
-    )

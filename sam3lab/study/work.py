@@ -1,29 +1,35 @@
-"""What a case costs by itself: the arithmetic of one call, and the bytes that a runtime loads. Nothing is run for it."""
-
-from pathlib import Path
+"""What a case costs by itself: the floor of its stages, and the bytes that its runtime loads. Nothing is timed for it."""
 
 
-def flops(directory: Path, resolution: int, prompts: int = 1) -> int:
-    """Floating-point operations of one image of that side and so many prompts, a multiply-add being two.
+def ceilings(study) -> list[dict]:
+    """The rows of bench.ceilings for the study's device, measured by the first notebook that asks and then kept."""
+    from sam3lab.bench import ceilings
 
-    Products of matrices and convolutions are counted, as torch.utils.flop_counter does, on a model without weights;
-    everything else is a small part of them in a transformer of this kind.
+    device = study.parameters["device"]
+    return study.fact(f"ceilings.{device}", lambda: ceilings.ceilings(device).to_dict("records"))
+
+
+def flops(study, case) -> int:
+    """Floating-point operations of one call of the case's whole pipeline; kept among the facts of the study."""
+    from sam3lab.bench import floor
+
+    key = f"flops.{case.checkpoint}.{case.resolution}"
+    return study.fact(key, lambda: sum(each.operations for each in floor.work(case).values()))
+
+
+def floors(study, cases, key=lambda case: (case.backend, case.precision)) -> dict[tuple, dict[str, float]]:
+    """{key(case): {stage: ms}}: what the machine's ceilings leave of each case at least (bench.floor).
+
+    Kept among the facts of the study; a case is absent where its precision has no ceiling or nothing was stored.
     """
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
+    from sam3lab.bench import floor
 
-    from sam3lab.model.config import CONTEXT, read_config
-    from sam3lab.model.sam3 import Sam3
-
-    with torch.device("meta"):
-        model = Sam3(read_config(directory), resolution).eval().to("meta")
-        pixels = torch.zeros(1, 3, resolution, resolution, dtype=torch.uint8)
-        ids, pairs = torch.zeros(prompts, CONTEXT, dtype=torch.long), torch.zeros(prompts, dtype=torch.long)
-        # The fused attention kernels of some devices are not counted; the plain one is two products.
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-            model(pixels, ids, ids == 0, pairs, pairs)
-    return counter.get_total_flops()
+    highest, found = ceilings(study), {}
+    for case in cases:
+        known = study.optional(f"floor.{case.id}", lambda case=case: floor.milliseconds(case, highest))
+        if known:
+            found[key(case)] = known
+    return found
 
 
 def loaded_bytes(case) -> int:

@@ -1,0 +1,197 @@
+"""The one-page answer: which runtime for which use, from the numbers that the notebooks recorded, and from those alone."""
+
+from dataclasses import dataclass
+
+from sam3lab.bench.statistics import Estimate
+from sam3lab.study import deployment, numbers
+from sam3lab.study.style import look, looks, ordered
+from sam3lab.study.tables import NATIVE
+
+Row = tuple[str, str]  # (backend, precision)
+TIED = ", or within the noise "
+
+
+@dataclass(frozen=True)
+class Use:
+    """Something a runtime is wanted for. `number`: the key, without its row, of what decides; less of it is better, or
+    more. title: in words, which may name numbers by their keys.
+    """
+
+    name: str
+    title: str
+    number: str
+    better: str = "less"
+
+
+USES = (
+    Use("image", "One image, one prompt", "runtimes.latency"),
+    Use("several", "One image, {prompts.objects} prompts", "prompts.several"),
+    Use("prompts", "One image, {calls.prompts.most} prompts", "calls.prompts.latency"),
+    Use("images", "Many images, {calls.images.most} at most a call", "calls.images.rate", "more"),
+    Use("memory", "Least memory", "memory.peak"),
+    Use("energy", "Least energy an image", "runtimes.energy"),
+    Use("warm", "Quickest start, all compiled before", "runtimes.startup"),
+    Use("cold", "Quickest first start, nothing compiled", "deployment.cold"),
+)
+
+
+def placed(known: dict[str, dict], machine: str, device: str, checkpoint: str) -> dict[str, dict]:
+    """The numbers, and where they were measured, which the notebook on the machine records too where it was run."""
+    about = {"name": machine, "device": device, "checkpoint": checkpoint}
+    return {f"machine.{key}": numbers.number(value) for key, value in about.items()} | known
+
+
+def candidates(use: Use, known: dict[str, dict]) -> dict[Row, dict]:
+    """{row: its record} of what was recorded for a use, of the runtimes that passed."""
+    found = numbers.rows(known, use.number)
+    return {row: found[row] for row in looks(found)}
+
+
+def best(use: Use, known: dict[str, dict]) -> tuple[Row, list[Row]] | None:
+    """The row that is best for a use, and those whose intervals overlap with its own; None where nothing is known."""
+    found = candidates(use, known)
+    if not found:
+        return None
+    sign = 1 if use.better == "less" else -1
+    first = min(found, key=lambda row: sign * found[row]["value"])
+    ends = estimate(found[first])
+    tied = [row for row in found if row != first and _overlap(ends, estimate(found[row]))]
+    return first, tied
+
+
+def sentences(known: dict[str, dict], of_a_cpu: dict[str, dict]) -> dict[str, tuple[str, str, str, str]]:
+    """{use: (title, what to take, what was measured of it, the same of native PyTorch)}, all in words.
+
+    of_a_cpu: the numbers of a CPU, for who has nothing else; empty where this run was on one, or none is known.
+    """
+    names = {row: seen.label for row, seen in looks(_rows(known)).items()}
+    found = {}
+    for use in USES:
+        chosen = best(use, known)
+        if chosen is None or not numbers.keys(use.title) <= known.keys():
+            continue
+        row, tied = chosen
+        records = candidates(use, known)
+        take = f"{names[row]}{_or([names[each] for each in tied])}"
+        native = records.get((NATIVE, row[1]))
+        compared = native["text"] if native and row[0] != NATIVE else "–"
+        found[use.name] = numbers.fill(use.title, known), take, records[row]["text"], compared
+    if easiest := _easiest(known):
+        found["deploy"] = "Least to do before the first mask", *easiest
+    if of_a_cpu and (chosen := best(USES[0], of_a_cpu)):
+        row, tied = chosen
+        labels = {row: seen.label for row, seen in looks(candidates(USES[0], of_a_cpu)).items()}
+        take = f"{labels[row]}{_or([labels[each] for each in tied])}"
+        speed = of_a_cpu[f"runtimes.speedup.{'.'.join(row)}"]["text"]
+        where = "{machine.name}, `{machine.checkpoint}`"
+        found["cpu"] = "A CPU alone", take, f"{speed} native PyTorch's speed", numbers.fill(where, of_a_cpu)
+    return found
+
+
+def listed(known: dict[str, dict], found: dict[str, tuple[str, str, str, str]]) -> dict[str, str]:
+    """What README.md quotes: headline, unproven, and {use: one line} for every use there is, from `sentences`, whether or
+    not it was measured.
+    """
+    lines = {"headline": headline(known), "unproven": unproven(known) or "every runtime of this device was run"}
+    lines |= {name: "not measured on this machine" for name in (*(use.name for use in USES), "deploy", "cpu")}
+    for name, (_, take, measured, native) in found.items():
+        beside = "" if native == "–" else f"; native PyTorch: {native}" if name != "cpu" else f"; {native}"
+        first, tied, others = take.partition(TIED)
+        lines[name] = f"**{first}**{tied}{others} ({measured}{beside})"
+    if known["machine.device"]["value"] == "cpu":
+        lines["cpu"] = lines["image"]
+    return lines
+
+
+def table(found: dict[str, tuple[str, str, str, str]]):
+    """`sentences` as a table for people."""
+    import pandas as pd
+
+    return pd.DataFrame(list(found.values()), columns=["Use", "Take", "Measured", "Native PyTorch"])
+
+
+def unproven(known: dict[str, dict]) -> str:
+    """What could not be run here, with the reasons, in one line; empty where all ran."""
+    why: dict[str, str] = {}
+    for key, record in known.items():
+        if key.startswith("absent."):
+            why.setdefault(key.split(".")[2], record["text"])
+    on_a_gpu = ["any GPU"] if known["machine.device"]["value"] == "cpu" else []
+    return "; ".join(
+        on_a_gpu + [f"{look(name).label} ({why[name].removeprefix('not run here: ')})" for name in ordered(why)]
+    )
+
+
+def headline(known: dict[str, dict]) -> str:
+    """The one sentence: on what, which runtime is the fastest, and by how much."""
+    chosen = best(USES[0], known)
+    if chosen is None:
+        return "Nothing was measured yet."
+    group = ".".join(chosen[0])
+    names = {row: seen.label for row, seen in looks(_rows(known)).items()}
+    tied = "".join(f", not to be told apart from {names[row]}" for row in chosen[1])
+    start = f"On {{machine.name}}, with `{{machine.checkpoint}}`, **{names[chosen[0]]}** is the fastest runtime{tied}"
+    parts = ["{runtimes.latency.*} a call"] if known["machine.device"]["value"] == "cuda" else []
+    parts += ["{runtimes.speedup.*} native PyTorch's speed"] if chosen[0][0] != NATIVE else []
+    parts += ["{runtimes.gain.*} that of native PyTorch in fp32"] if chosen[0][1] != "fp32" else []
+    shown = [part for part in (each.replace("*", group) for each in parts) if numbers.keys(part) <= known.keys()]
+    return numbers.fill(f"{start}: {', '.join(shown)}." if shown else f"{start}.", known)
+
+
+def frame(known: dict[str, dict]):
+    """How many times the best each row is, for a figure: use (its title), best (its value in words), backend,
+    precision, value, low, high; one row a use and candidate.
+    """
+    import pandas as pd
+
+    lines = []
+    for use in USES:
+        chosen = best(use, known)
+        if chosen is None or not numbers.keys(use.title) <= known.keys():
+            continue
+        found = candidates(use, known)
+        least = found[chosen[0]]["value"]
+        text = numbers.interval(least, unit=found[chosen[0]]["unit"])
+        for row, record in found.items():
+            ends = estimate(record)
+            times = [ends.value / least, ends.low / least, ends.high / least]
+            if use.better == "more":
+                times = [least / ends.value, least / ends.high, least / ends.low]
+            lines.append((numbers.fill(use.title, known), text, *row, *times))
+    return pd.DataFrame(lines, columns=["use", "best", "backend", "precision", "value", "low", "high"])
+
+
+def estimate(record: dict) -> Estimate:
+    """A recorded number with its interval; the number itself where it has none."""
+    low, high = (record["value"] if record[end] is None else record[end] for end in ("low", "high"))
+    return Estimate(record["value"], low, high)
+
+
+def _rows(known: dict[str, dict]) -> set[Row]:
+    return {row for use in USES for row in candidates(use, known)}
+
+
+def _easiest(known: dict[str, dict]) -> tuple[str, str, str] | None:
+    """The runtime with the fewest steps, of those the one with the fewest lines of code, then of packages."""
+    respects = ("steps", "lines", "packages")
+    names = {key.rsplit(".", 1)[-1] for key in known if key.startswith("deployment.steps.")}
+    rated = {name: deployment.of(name, known) for name in names}
+    rated = {name: found for name, found in rated.items() if set(respects) <= set(found)}
+    if not rated:
+        return None
+
+    def text(name: str) -> str:
+        parts = [f"{{deployment.{each}.{name}|text}} {deployment.WORDS[each]}" for each in respects]
+        return numbers.fill(", ".join(parts), known)
+
+    first = min(ordered(rated), key=lambda name: [rated[name][each] for each in respects])
+    native = text(NATIVE) if NATIVE in rated and first != NATIVE else "–"
+    return look(first).label, text(first), native
+
+
+def _overlap(one: Estimate, other: Estimate) -> bool:
+    return one.low <= other.high and other.low <= one.high
+
+
+def _or(names: list[str]) -> str:
+    return f"{TIED}{', '.join(names)}" if names else ""

@@ -1,0 +1,92 @@
+"""What it takes to deploy each runtime, in numbers instead of stars: rows of bench.deployment, compared in each respect."""
+
+from sam3lab.study.claims import CONTRADICTED, REPRODUCED, UNTESTED, load
+from sam3lab.study.style import look, ordered
+
+# {column of bench.deployment.table: (heading, unit)}; of each, more is harder.
+RESPECTS = {
+    "packages": ("Packages", ""),
+    "installed_mb": ("Installed, MB", "MB"),
+    "steps": ("Steps", ""),
+    "export_s": ("Export, s", "s"),
+    "build_s": ("Build, s", "s"),
+    "lines": ("Lines of code", ""),
+}
+
+LEAST = 4
+
+
+def measured(study, samples) -> list[dict]:
+    """The rows of bench.deployment.table, with the seconds of `samples` (cold cases, and the same started warm).
+
+    What is installed is looked up on the machine that measures and kept with the results; none where they have none.
+    """
+    from sam3lab.bench import deployment
+
+    device = study.parameters["device"]
+    rows = study.optional("deployment", lambda: deployment.table(device).to_dict("records")) or []
+    made = {row["backend"]: deployment.made(samples, row["backend"]) for row in rows}
+    seconds = {name: [None if each is None else round(each, 3) for each in found] for name, found in made.items()}
+    return [row | dict(zip(("export_s", "build_s"), seconds[row["backend"]], strict=True)) for row in rows]
+
+
+def table(rows: list[dict]):
+    """The rows as a table for people."""
+    import pandas as pd
+
+    known = {row["backend"]: row for row in rows}
+    head = ["Runtime", *(heading for heading, _ in RESPECTS.values())]
+    lines = [[look(name).label, *(known[name].get(column) for column in RESPECTS)] for name in ordered(known)]
+    return pd.DataFrame(lines, columns=head, dtype=object)
+
+
+def numbers(rows: list[dict]) -> dict[str, tuple[float, str]]:
+    """What `Study.record` takes: {"deployment.<column>.<backend>": (value, unit)}, without what is not known."""
+    return {
+        f"deployment.{column}.{row['backend']}": (float(row[column]) if unit else int(row[column]), unit)
+        for row in rows
+        for column, (_, unit) in RESPECTS.items()
+        if row.get(column) is not None and row[column] == row[column]  # NaN where it was not measured
+    }
+
+
+def of(backend: str, known: dict[str, dict]) -> dict[str, float]:
+    """{column: value} that was recorded of a runtime."""
+    keys = {column: f"deployment.{column}.{backend}" for column in RESPECTS}
+    return {column: known[key]["value"] for column, key in keys.items() if key in known}
+
+
+def judged(backend: str, known: dict[str, dict]) -> tuple[str, str, str]:
+    """(what was measured, verdict, why) of the article's stars for a runtime; empty where nothing was recorded of it.
+
+    Stars order the runtimes, and the order can be tested. It is reproduced where, against every other of the article's
+    runtimes, more respects agree with the order of the stars than contradict it; contradicted where, against one of them,
+    fewer do. Of two runtimes at least LEAST respects must be known.
+    """
+    stars = {claim.backend: claim.value for claim in load() if claim.metric == "difficulty"}
+    own = of(backend, known)
+    here = ", ".join(f"{known[f'deployment.{column}.{backend}']['text']} {WORDS[column]}" for column in own)
+    others = {name: of(name, known) for name in stars if name != backend}
+    others = {name: other for name, other in others.items() if len(own.keys() & other.keys()) >= LEAST}
+    if not others:
+        return here, "", "too little was counted of it, or of the others" if own else ""
+    found, said = [], []
+    for name, other in others.items():
+        less = -1 if stars[backend] < stars[name] else 1
+        signs = [less * (own[column] - other[column]) for column in own.keys() & other.keys()]
+        agree, against = sum(sign > 0 for sign in signs), sum(sign < 0 for sign in signs)
+        found.append(agree - against)
+        order = "harder" if less > 0 else "easier"
+        said.append(f"{order} than {look(name).label} in {agree} of {len(signs)} respects, the other way in {against}")
+    verdict = CONTRADICTED if min(found) < 0 else REPRODUCED if min(found) > 0 else UNTESTED
+    return here, verdict, "; ".join(said)
+
+
+WORDS = {
+    "packages": "packages",
+    "installed_mb": "installed",
+    "steps": "steps",
+    "export_s": "of export",
+    "build_s": "of building",
+    "lines": "lines",
+}

@@ -1,0 +1,125 @@
+"""Stored results: of one run, or of one machine whose notebooks were run in several goes.
+
+data/results/<machine>/ holds the files of one run, or a folder for each of several (its parts), which are never mixed: a
+notebook is shown from the newest part that ran it, so that whatever is compared was measured in one run, interleaved.
+"""
+
+import json
+from pathlib import Path
+
+from sam3lab import paths
+from sam3lab.bench import environment as environments
+from sam3lab.bench import results
+from sam3lab.errors import UserError
+from sam3lab.study import numbers
+
+
+def parts(directory: Path) -> list[Path]:
+    """The runs in a directory, oldest first: itself, or the folders in it that hold a run's facts.json."""
+    directory = Path(directory)
+    found = [] if (directory / "facts.json").exists() else [path.parent for path in directory.glob("*/facts.json")]
+    return sorted(found, key=lambda part: (_environment(part).get("collected", ""), part.name)) or [directory]
+
+
+def part(directory: Path, notebook: str) -> Path | None:
+    """The newest run in a directory that ran a notebook; None if none did."""
+    ran = [each for each in parts(directory) if f"parameters.{notebook}" in facts(each)]
+    return ran[-1] if ran else None
+
+
+def facts(directory: Path) -> dict:
+    """What the runs in a directory found out once, the newer in place of the older; empty where there is none yet."""
+    found = {}
+    for each in parts(directory):
+        path = each / "facts.json"
+        found |= json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+def gathered(directory: Path, read):
+    """The frames that `read` (results.load, .failures, …) gives of each run in a directory, one below the other."""
+    import pandas as pd
+
+    frames = [read(each) for each in parts(directory)]
+    return pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
+
+
+def environment(directory: Path) -> dict:
+    """What the newest run in a directory was measured on, as results.environment."""
+    return results.environment(parts(directory)[-1])
+
+
+def differences(directory: Path) -> dict[str, list[str]]:
+    """{fact: its values} of what the environments of the runs in a directory do not agree in, oldest first."""
+    known = [_environment(each) for each in parts(directory)]
+    names = dict.fromkeys(name for other in known[1:] for name in environments.differences(known[0], other))
+    return {name: [str(each.get(name)) for each in known] for name in names}
+
+
+def check_one_machine(directory: Path) -> None:
+    """UserError where the runs in a directory were made on different machines: no page may show them as one."""
+    known = {_machine(facts): each for each in parts(directory) if (facts := _environment(each))}
+    if len(known) > 1:
+        found = "; ".join(f"{each.name}: {', '.join(machine)}" for machine, each in known.items())
+        raise UserError(f"{directory} holds runs of several machines ({found}): give each machine a folder of its own")
+
+
+def check_part(directory: Path) -> None:
+    """UserError where a run may not be stored in `directory`, because it would hide other runs that are there."""
+    directory = Path(directory)
+    if directory.is_dir() and parts(directory) != [directory]:
+        names = ", ".join(each.name for each in parts(directory))
+        raise UserError(
+            f"{directory} holds the parts {names}: publish into a folder of its own, as {directory / 'new'}"
+        )
+    if (directory.parent / "facts.json").exists():
+        raise UserError(
+            f"{directory.parent} holds a run itself: move its files into a folder of it, or publish elsewhere"
+        )
+
+
+def machines() -> dict[str, Path]:
+    """{name: directory} of what is in data/results/. The last is the one whose figures are shown first: the newest with
+    a GPU, or else the newest.
+    """
+    places = {path for name in ("facts.json", "*/facts.json") for path in (paths.DATA / "results").glob(f"*/{name}")}
+    found = {path.relative_to(paths.DATA / "results").parts[0] for path in places}
+    known = {name: _environment(parts(paths.DATA / "results" / name)[-1]) for name in sorted(found)}
+    order = sorted(known, key=lambda name: (bool(known[name].get("gpu")), known[name].get("collected", "")))
+    return {name: paths.DATA / "results" / name for name in order}
+
+
+def folder(machine: str, figures: Path) -> Path:
+    """Where the figures of a machine lie: in `figures` itself if it is shown first, else in a folder of its name."""
+    return figures if machine == list(machines())[-1] else figures / machine
+
+
+def published(figures: Path) -> dict[str, dict]:
+    """The numbers of all machines whose figures lie in `figures`: of the one that is shown first by their keys, and of
+    every machine also by `<machine>:<key>`.
+    """
+    found = {}
+    for machine in machines():
+        own = numbers.load(folder(machine, figures) / "numbers.json")
+        found = own | {key: record for key, record in found.items() if ":" in key}
+        found |= {f"{machine}:{key}": record for key, record in own.items()}
+    return found
+
+
+def of_a_cpu(*folders: Path) -> dict[str, dict]:
+    """The numbers that were published of a CPU in the first of these folders of figures that has some, or empty."""
+    for place in folders:
+        for path in sorted([*place.glob("*/numbers.json"), place / "numbers.json"]):
+            known = numbers.load(path)
+            if known.get("machine.device", {}).get("value") == "cpu":
+                return known
+    return {}
+
+
+def _machine(facts: dict) -> tuple[str, ...]:
+    return (facts["gpu"],) if facts.get("gpu") else (facts["cpu"], f"{facts['threads']} threads")
+
+
+def _environment(directory: Path) -> dict:
+    path = Path(directory) / "environment.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
