@@ -160,11 +160,12 @@ class _Worker:
         _tell(stage)
         warm = warm_up(self._clock, call, seconds=seconds / 2)  # at most half of what it prepares
         self._series(stage, "warmup", warm.wall, warm.event)
-        taken = steady(self._clock, call, samples, seconds, self._monitor)
+        monitor = self._monitor if stage == "pipeline" else None  # of what an image takes as a whole
+        taken = steady(self._clock, call, samples, seconds, monitor)
         self._series(stage, "steady", taken.wall, taken.event)
-        if self._monitor:
-            self._monitor.finish(lambda: self._clock.time(call))
-            for metric, unit, value in self._monitor.values(self._case.batch):
+        if monitor:
+            monitor.finish(lambda: self._clock.time(call))
+            for metric, unit, value in monitor.values(self._case.batch):
                 self._add(stage, "steady", metric, unit, [value])
         self._gpu.read()
 

@@ -74,8 +74,10 @@ def sentences(known: dict[str, dict], of_a_cpu: dict[str, dict]) -> dict[str, tu
         records = candidates(use, known)
         take = f"{names[row]}{_or([names[each] for each in tied])}"
         native = records.get((NATIVE, row[1]))
-        compared = native["text"] if native and row[0] != NATIVE else "–"
-        found[use.name] = numbers.fill(use.title, known), take, records[row]["text"], compared
+        measured, compared = records[row]["text"], native["text"] if native and row[0] != NATIVE else "–"
+        if native and _relative(known, records[row]):
+            measured, compared = _of(records[row], native), "–"
+        found[use.name] = numbers.fill(use.title, known), take, measured, compared
     if easiest := _easiest(known):
         found["deploy"] = "Least to do before the first mask", *easiest
     if of_a_cpu and (chosen := best(USES[0], of_a_cpu)):
@@ -151,7 +153,9 @@ def frame(known: dict[str, dict]):
             continue
         found = candidates(use, known)
         least = found[chosen[0]]["value"]
-        text = numbers.interval(least, unit=found[chosen[0]]["unit"])
+        text, native = numbers.interval(least, unit=found[chosen[0]]["unit"]), found.get((NATIVE, chosen[0][1]))
+        if native and _relative(known, found[chosen[0]]):
+            text = f"{numbers.digits(least / native['value'], 2)} of native"
         for row, record in found.items():
             ends = estimate(record)
             times = [ends.value / least, ends.low / least, ends.high / least]
@@ -159,6 +163,17 @@ def frame(known: dict[str, dict]):
                 times = [least / ends.value, least / ends.high, least / ends.low]
             lines.append((numbers.fill(use.title, known), text, *row, *times))
     return pd.DataFrame(lines, columns=["use", "best", "backend", "precision", "value", "low", "high"])
+
+
+def _relative(known: dict[str, dict], record: dict) -> bool:
+    """Whether a number is shown as a share of native PyTorch's: times on a processor that others share say little."""
+    return known["machine.device"]["value"] == "cpu" and record["unit"] in ("ms", "s")
+
+
+def _of(record: dict, native: dict) -> str:
+    ends = estimate(record)
+    parts = [each / native["value"] for each in (ends.value, ends.low, ends.high)]
+    return f"{numbers.interval(*parts)} of native PyTorch's time"
 
 
 def estimate(record: dict) -> Estimate:

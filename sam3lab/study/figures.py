@@ -6,8 +6,9 @@ then named and filled by it.
 
 from sam3lab.study import panels
 from sam3lab.study.numbers import digits
-from sam3lab.study.style import BAND, FILLS, INK, MUTED, STAGES, by_runtime, look, new, styled
+from sam3lab.study.style import BAND, FILLS, INK, MUTED, STAGES, Look, by_runtime, look, new, ordered, styled
 
+GREY = Look("", "#7f7f7f", "o")  # stands for any runtime in a legend
 PANELS = {
     "pipeline": "Whole pipeline",
     "text": "Text stage alone",
@@ -155,43 +156,27 @@ def memory(loaded, peak, side: int):
 
 @styled
 def precision(latency, score, failed=(), absolute: bool = False):
-    """Accuracy against latency: a point a runtime and precision, each named, with intervals both ways.
+    """Accuracy against latency: a point a runtime and precision, with intervals both ways.
 
     latency: relative to native PyTorch in fp32, or in ms where `absolute`. score: cgF1. failed: the (backend, precision)
-    that detect something else than the reference; their names are grey and say so. What lacks either value is left out.
+    that detect something else than the reference, which are faded. What lacks either value is left out.
     """
     keys = ["backend", "precision"]
     both = latency.merge(score, on=keys, suffixes=("", "_score")).sort_values(["value", *keys])
     wrong = {(backend, precision) for backend, precision in failed}
-    groups = list(both[keys].itertuples(index=False, name=None))
-    names = [f"{look(key[0]).label} {key[1]}{' (failed)' if key in wrong else ''}" for key in groups]
-    right = panels.reach(both)
-    left = max(0, 1.1 * both["low"].min() - 0.1 * right)
-    # Names form stairs, so that no line to a name crosses another: up to the left above, down to the right below. A name
-    # stands below where it has room at the left of its point, at 0.065 inches a letter.
-    wide = [0.065 * len(name) for name in names]
-    has_room = [(each - left) / (right - left) * 2.7 > width for each, width in zip(both["value"], wide, strict=True)]
-    least = (len(both) + 1) // 2
-    above = next(count for count in range(least, len(both) + 1) if all(has_room[count:]))
-    over, under = 0.15 * above + 0.1, 0.15 * (len(both) - above) + 0.1  # inches for names
-    figure, axis = new(1.6 + over + under)
+    figure, axis = new(3.2)
     for _, each in both.iterrows():
-        seen = look(each["backend"])
-        panels.cross(axis, each, seen, FILLS[each["precision"]])
-    low, high = both["low_score"].min(), both["high_score"].max()
-    span = (high - low) or 1.0
-    tall = figure.get_figheight() - 0.65  # inches of the axes, but for ticks and labels
-    unit = span / (tall - over - under)  # of the score, in an inch
-    axis.set_ylim(low - under * unit, high + over * unit)
-    axis.set_yticks([tick for tick in axis.get_yticks() if low - 0.1 * span <= tick <= high + 0.1 * span])
-    axis.set_xlim(left, right)
-    for row, (key, (_, each)) in enumerate(zip(groups, both.iterrows(), strict=True)):
-        upper = row < above
-        step = above - row if upper else row - above + 1
-        edge, gap = (each["high_score"], 0.15) if upper else (each["low_score"], -0.15)
-        place = (high if upper else low) + (step - 0.4) * gap * unit
-        panels.name(
-            axis, each["value"], edge, place, names[row], MUTED if key in wrong else INK, "left" if upper else "right"
-        )
+        faded = (each["backend"], each["precision"]) in wrong
+        panels.cross(axis, each, look(each["backend"]), FILLS[each["precision"]], 0.4 if faded else 1.0)
+    axis.set_xlim(0, panels.reach(both))
     axis.set(ylabel="cgF1", xlabel="latency, ms" if absolute else "latency relative to PyTorch (transformers), fp32")
+    names = ordered(both["backend"])
+    found = [name for name in FILLS if name in set(both["precision"])]
+    handles = [panels.marker(axis, look(name), "full") for name in names]
+    handles += [panels.marker(axis, GREY, FILLS[name]) for name in found]
+    labels = [look(name).label for name in names] + found
+    if any(group in wrong for group in both[keys].itertuples(index=False, name=None)):
+        handles.append(panels.marker(axis, GREY, "full", 0.4))
+        labels.append("failed (faded)")
+    panels.legend(figure, handles, labels, 2)
     return figure

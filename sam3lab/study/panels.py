@@ -43,24 +43,22 @@ def point(axis, row: float, each, color, marker: str, size: float = 4.5, **filli
     )
 
 
-def cross(axis, each, seen, fill: str) -> None:
+def cross(axis, each, seen, fill: str, alpha: float = 1.0) -> None:
     """A point with its intervals both ways, from value, low, high and value_score, low_score, high_score."""
     x, y = each["value"], each["value_score"]
     gaps = [
         [[max(0.0, gap)] for gap in (v - each[f"low{end}"], each[f"high{end}"] - v)]
         for v, end in ((x, ""), (y, "_score"))
     ]
-    axis.errorbar(x, y, gaps[1], gaps[0], fmt="none", ecolor=seen.color, elinewidth=0.7, alpha=0.6, zorder=1)
-    style = {"color": seen.color, "markerfacecoloralt": "white", "mec": seen.color, "mew": 0.9, "ms": 6}
+    axis.errorbar(x, y, gaps[1], gaps[0], fmt="none", ecolor=seen.color, elinewidth=0.7, alpha=0.6 * alpha, zorder=1)
+    marker(axis, seen, fill, alpha, x, y)
+
+
+def marker(axis, seen, fill: str, alpha: float = 1.0, x=(), y=()):
+    """A runtime's marker, filled for its precision; of no point, for a legend."""
+    style = {"color": seen.color, "markerfacecoloralt": "white", "mec": seen.color, "mew": 0.9, "ms": 6, "ls": "none"}
     style |= {"mfc": "white"} if fill == "none" else {"fillstyle": fill}
-    axis.plot(x, y, seen.marker, **style, zorder=2)
-
-
-def name(axis, x: float, edge: float, place: float, text: str, color: str, side: str) -> None:
-    """A point's name at the height `place`, with a thin line to it from `edge`, the end of the point's interval."""
-    axis.plot([x, x], [edge, place], color=MUTED, lw=0.5, zorder=0)
-    offset = (2, 0) if side == "left" else (-2, 0)
-    axis.annotate(text, (x, place), offset, "data", "offset points", ha=side, va="center", color=color)
+    return axis.plot(x, y, marker=seen.marker, alpha=alpha, **style, zorder=2)[0]
 
 
 def value(axis, row: int, text: str) -> None:
