@@ -112,15 +112,13 @@ def test_drawing_leaves_matplotlibs_settings_alone():
     assert dict(matplotlib.rcParams) == before
 
 
-def test_names_of_points_stand_apart_and_failed_ones_say_so():
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
+def test_accuracy_against_latency_names_what_it_shows_and_fades_what_failed():
     figure = draw("precision")
-    FigureCanvasAgg(figure).draw()
-    texts = [text for text in figure.axes[0].texts if text.get_text()]
-    boxes = [text.get_window_extent() for text in texts]
-    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
-    assert sum("(failed)" in text.get_text() for text in texts) == 1
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    shown = {style.look(runtime).label for runtime in RUNTIMES}
+    assert set(names) == shown | {"fp32", "tf32", "bf16", "failed (faded)"} and len(names) == len(set(names))
+    points = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 1 and line.get_marker() != "None"]
+    assert sorted(line.get_alpha() for line in points)[:2] == [0.4, 1.0]
 
 
 def test_runtimes_keep_their_order_and_unknown_ones_come_last():

@@ -373,6 +373,7 @@ def test_prepare_builds_from_graphs(small_checkpoint, monkeypatch, tmp_path):
     pytest.importorskip("tensorrt")
     graphs = cache.graphs(small_checkpoint, RESOLUTION, "fp16-mixed")
     monkeypatch.setattr(engine_builder, "build", lambda graph, *_: graph.name.encode())
+    monkeypatch.setattr("sam3lab.bench.nvml.gpu", lambda: None)
     monkeypatch.setenv("SAM3LAB_CACHE", str(tmp_path))
     made = TensorRtBackend.prepare(Artifacts(small_checkpoint, RESOLUTION, "fp16", "cuda", graphs=graphs))
     assert (made.graphs / "detect.engine").read_bytes() == b"detect.onnx"
