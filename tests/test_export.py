@@ -12,7 +12,7 @@ import torch
 from sam3lab.backends import Artifacts
 from sam3lab.cli import main
 from sam3lab.errors import UserError
-from sam3lab.export import cache, manifest
+from sam3lab.export import cache, engine_builder, manifest
 from sam3lab.export import onnx as export_onnx
 from sam3lab.model.checkpoint import load_model
 
@@ -84,29 +84,10 @@ def test_half_precision_graphs(small_checkpoint, half_graphs):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_tensorrt_parses_and_builds_them(graphs, half_graphs, precision):
-    trt = pytest.importorskip("tensorrt")
-    directory, resolution = (graphs, 98) if precision == "fp32" else (half_graphs, 84)
-    logger = trt.Logger(trt.Logger.ERROR)
-    for stage in STAGES:
-        builder = trt.Builder(logger)
-        network = builder.create_network(0)
-        parser = trt.OnnxParser(network, logger)
-        assert parser.parse_from_file(str(directory / f"{stage}.onnx")), [
-            parser.get_error(i).desc() for i in range(parser.num_errors)
-        ]
-        for index in range(network.num_layers):
-            layer = network.get_layer(index)
-            if layer.type == trt.LayerType.ATTENTION_INPUT:
-                layer.__class__ = trt.IAttentionInputLayer
-                layer.attention.decomposable = True  # float32 and narrow heads have no fused kernel
-        profile, config = builder.create_optimization_profile(), builder.create_builder_config()
-        for index in range(network.num_inputs):
-            tensor = network.get_input(index)
-            shape = list(tensor.shape)
-            assert shape[0] == -1 and min(shape[1:], default=1) > 0  # the first axis, and no other, is dynamic
-            profile.set_shape(tensor.name, *((rows, *shape[1:]) for rows in (1, 2, 4)))
-        config.add_optimization_profile(profile)
-        assert builder.build_serialized_network(network, config) is not None, f"{stage} at {resolution}"
+    pytest.importorskip("tensorrt")
+    directory = graphs if precision == "fp32" else half_graphs
+    for stage, axes in export_onnx.INPUTS.items():
+        assert engine_builder.build(directory / f"{stage}.onnx", axes, engine_builder.Options())
 
 
 def test_openvino_reads_them(graphs):
