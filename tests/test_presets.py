@@ -30,7 +30,7 @@ def test_every_empty_parameter_gets_the_devices_default(device):
 
 def test_on_a_cpu_it_is_the_small_checkpoint_in_fp32():
     known = resolved("01_runtimes", "cpu")
-    assert (known["checkpoint"], known["precision"], known["rounds"], known["huge"]) == ("sam3-nano", "fp32", 5, "")
+    assert (known["checkpoint"], known["precision"], known["rounds"], known["huge"]) == ("sam3-nano", "fp32", 3, "")
     assert known["backends"] == ["transformers", "pytorch", "pytorch-compiled", "onnxruntime", "openvino"]
     assert resolved("03_prompts", "cpu")["rounds"] == 3
 

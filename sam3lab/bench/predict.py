@@ -49,7 +49,10 @@ def answer(case: Case, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def predictions(backend: Backend, inputs: SceneInputs, resolution: int) -> list[dict[str, Any]]:
-    """COCO results of every pair: one scene with its prompts a call, masks at the size of the scene's image."""
+    """COCO results of every pair: one scene with its prompts a call, masks at the size of the scene's image.
+
+    A backend that compiles for each shape gets a scene's prompts one by one, as it is called elsewhere.
+    """
     from sam3lab import images
     from sam3lab.bench.coco import predictions as to_coco
     from sam3lab.postprocess import detections
@@ -58,10 +61,12 @@ def predictions(backend: Backend, inputs: SceneInputs, resolution: int) -> list[
     for scene, size in enumerate(inputs.sizes.tolist()):
         own = np.flatnonzero(inputs.scene == scene)
         pixels = images.pixels(images.decode(inputs.file(scene)), resolution)[None]
-        index = np.zeros(len(own), dtype=np.int64), np.arange(len(own))
-        mask = backend.upload(inputs.mask[own])
-        features, text = backend.image(backend.upload(pixels)), backend.text(backend.upload(inputs.ids[own]), mask)
-        raw = backend.detect(features, text, mask, *map(backend.upload, index))
-        found = detections(RawOutputs(*backend.download(tuple(raw))), size, SCORE)
-        records += to_coco(inputs.pair[own], found)
+        features = backend.image(backend.upload(pixels))
+        for part in np.array_split(own, len(own)) if getattr(backend, "compiles", False) else [own]:
+            index = np.zeros(len(part), dtype=np.int64), np.arange(len(part))
+            mask = backend.upload(inputs.mask[part])
+            text = backend.text(backend.upload(inputs.ids[part]), mask)
+            raw = backend.detect(features, text, mask, *map(backend.upload, index))
+            found = detections(RawOutputs(*backend.download(tuple(raw))), size, SCORE)
+            records += to_coco(inputs.pair[part], found)
     return records

@@ -3,6 +3,7 @@
 As a process: `python -m sam3lab.bench.prepare JOB.json SPAWNED_NS`, because a runtime may crash or hang while it builds.
 """
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -42,7 +43,7 @@ def prepare(case: Case, threads: int) -> dict[str, Any]:
     wanted = backends.Artifacts(directory, case.resolution, case.precision, case.device, threads)
     try:
         made = kind.prepare(wanted)
-        if compiles(case) and case.mode not in ("accuracy", "cold"):
+        if compiles(case) and case.mode != "cold":
             _first_call(kind, made, case)
     except UserError as error:
         return {"status": "failed", "reason": str(error)}
@@ -58,6 +59,8 @@ def compiles(case: Case) -> bool:
 
 
 def _first_call(kind: Any, made: backends.Artifacts, case: Case) -> None:
+    if case.mode == "accuracy":  # whose prompts come one by one, see bench.predict
+        case = dataclasses.replace(case, mode="model", prompts=Case.prompts, images=Case.images)
     backend = kind()
     backend.load(made)
     Stages(backend, inputs.build(case, made.checkpoint)).pipeline()

@@ -184,7 +184,7 @@ class _Run:
 
     def _key(self, case: Case) -> tuple:
         """What decides what a case loads, and for which shapes it is compiled."""
-        shapes = (case.mode == "accuracy", case.batch, len(case.prompts)) if prepare.compiles(case) else ()
+        shapes = (case.batch, len(case.prompts)) if prepare.compiles(case) else ()
         loads = case.backend, case.checkpoint, case.precision, case.resolution, case.device, self._threads(case)
         return loads + shapes
 

@@ -17,6 +17,7 @@ def record(study, samples) -> None:
     samples: of `cases` and of the rows, measured together, with peaks (tables.with_peaks).
     """
     own, huge = study.parameters["checkpoint"], study.parameters["huge"]
+    samples = samples[samples["backend"].isin(study.parameters["backends"])]
     native = samples[samples["backend"] == tables.NATIVE]
     if native[native["checkpoint"] == huge].empty:
         return

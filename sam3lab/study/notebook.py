@@ -135,8 +135,7 @@ class Study(Page):
 
             given = {name: self.parameters[name] for name in ("rounds", "min_samples", "min_seconds", "seed")}
             runner.measure(cases, self.run_dir, **given | how)
-        samples = self.samples()
-        kept = samples[samples["case"].isin([case.id for case in cases])]
+        kept = tables.of(self.samples(), cases)
         if kept.empty:
             raise UserError(
                 f"{self.source} holds no samples of {self.notebook}'s cases: see its failures and parameters"

@@ -27,18 +27,18 @@ _SOME = {
 _FEW = {"cpu": [NATIVE, "onnxruntime", "openvino"], "cuda": _SOME["cuda"]}
 OWN = {
     "cpu": {
-        "00_machine": {"backends": _ALL["cpu"], "rounds": 5},
-        "01_runtimes": {"backends": _ALL["cpu"], "rounds": 5, "huge": ""},
+        "00_machine": {"backends": _ALL["cpu"]},
+        "01_runtimes": {"backends": _ALL["cpu"], "huge": ""},
         "02_resolution": {"backends": _SOME["cpu"]},
         "03_prompts": {"backends": _FEW["cpu"]},
         "04_memory": {"backends": _SOME["cpu"]},
         "05_precision": {"backends": _SOME["cpu"], "precisions": ["fp32", "bf16", "fp16", "int8"]},
         "06_calls": {"backends": _FEW["cpu"], "counts": [1], "batches": [1, 4]},
-        "07_deployment": {"backends": _ALL["cpu"], "rounds": 1},
+        "07_deployment": {"backends": [NATIVE, "pytorch", "onnxruntime", "openvino"], "rounds": 1},
     },
     "cuda": {
-        "00_machine": {"backends": _ALL["cuda"], "rounds": 5},
-        "01_runtimes": {"backends": _ALL["cuda"], "rounds": 5, "huge": "sam3-huge"},
+        "00_machine": {"backends": _ALL["cuda"], "rounds": 4},
+        "01_runtimes": {"backends": _ALL["cuda"], "rounds": 4, "huge": "sam3-huge"},
         "02_resolution": {"backends": _SOME["cuda"]},
         "03_prompts": {"backends": _FEW["cuda"]},
         "04_memory": {"backends": _SOME["cuda"]},

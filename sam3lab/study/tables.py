@@ -20,6 +20,11 @@ _OF_MEMORY = {"faster": "less", "slower": "more", "same": "equal"}
 _PEAKS = {"cpu": ["rss_peak", "rss_peak_startup"], "cuda": ["gpu_peak"]}
 
 
+def of(samples, cases):
+    """The samples of these cases."""
+    return samples[samples["case"].isin([case.id for case in cases])]
+
+
 def usable(samples):
     """The samples that a comparison may use: parity shown, and no A/A twin."""
     return agreeing(samples[samples["replica"] == 0])
