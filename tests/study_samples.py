@@ -19,6 +19,8 @@ SPEED = {
     "onnxruntime": 0.55,
     "openvino": 0.5,
     "sleep": 1.0,
+    "onnxruntime-unoptimised": 1.1,
+    "onnxruntime-basic": 0.66,
     "meta": 0.9,
     "meta-compiled": 0.7,
 }
@@ -58,6 +60,8 @@ def gpu_cases():
     rows = [{"backend": backend, "precision": precision} for backend, precision in GPU_ROWS]
     made = [Case(**row, **common) for row in rows] + [Case(**rows[1], replica=1, **common)]
     made += [Case(**row, **whole | {"checkpoint": "sam3-huge"}) for row in rows[:2]]
+    lower = ("onnxruntime-unoptimised", "onnxruntime-basic")  # a third level failed
+    made += [Case(backend=name, precision="fp16", **whole) for name in lower]
     resized = [row for row in rows if row["backend"] in NVIDIA and row["precision"] != "bf16"]
     made += [Case(**row, **whole | {"resolution": side}) for row in resized for side in (504, 1512)]
     few = [row for row in resized if row["precision"] == "fp16"]

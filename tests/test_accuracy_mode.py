@@ -5,16 +5,20 @@ import contextlib
 import io
 import json
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from sam3lab.bench import accuracy, cli, plan, records, results, split_parity
+from sam3lab.backends import Artifacts
+from sam3lab.bench import accuracy, cli, plan, predict, records, results, split_parity
 from sam3lab.bench.case import FIELDS, Case, accuracy_case
+from sam3lab.bench.scene_inputs import SceneInputs
 from sam3lab.errors import UserError
 from sam3lab.scenes import build, store
 from tests.bench_run import REFERENCE, case, make_checkpoint, short
+from tests.fakes import Quick
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +87,28 @@ def test_it_runs_once_and_is_not_run_again(run):
     rows = results.load(run_dir)
     assert set(rows.loc[rows["phase"] == "accuracy", "stage"]) == {"test"}
     assert set(rows.loc[rows["replica"] == 1, "mode"]) == {"model"}  # of a speed case, not of an accuracy case
+
+
+def test_a_backend_that_compiles_gets_one_prompt_at_a_time(run):
+    calls = []
+
+    class Compiles(Quick):
+        compiles = True
+
+        def image(self, pixels):
+            calls.append("image")
+            return super().image(pixels)
+
+        def detect(self, features, text, mask, image_index, text_index):
+            calls.append(len(image_index))
+            return super().detect(features, text, mask, image_index, text_index)
+
+    plain = next(path for path in (run[0] / "inputs").glob("*.npz") if "scene" in np.load(path).files)
+    inputs, backend = SceneInputs.load(plain), Compiles()
+    backend.load(Artifacts(Path(), 28))
+    found = predict.predictions(backend, inputs, 28)
+    assert calls == (["image"] + [1] * 4) * 3
+    assert {entry["image_id"] for entry in found} <= set(inputs.pair.tolist())
 
 
 def test_lost_predictions_are_made_again(run, checkpoint):

@@ -232,6 +232,8 @@ def test_results_of_a_gpu_are_rendered_too(tmp_path, monkeypatch):
     assert known["calls.prompts.times.onnxruntime.fp16.16"] == pytest.approx((12 + 16 * 7.6) / 19.6, rel=0.1)
     call = known["calls.images.latency.onnxruntime.fp16"]
     assert known["calls.images.rate.onnxruntime.fp16"] == pytest.approx(1e3 * known["calls.images.most"] / call)
+    assert known["levels.speed.onnxruntime-unoptimised"] == pytest.approx(0.5, rel=0.1)
+    assert not [key for key in known if key.startswith(("runtimes.", "claims.")) and "onnxruntime-basic" in key]
     assert known["deployment.steps.meta"] > known["deployment.steps.transformers"]
     assert "tensorrt is not installed" in known["absent.01_runtimes.tensorrt.fp16"]
     assert "TensorRT" in known["answer.unproven"] and "**ONNX Runtime fp16**" in known["answer.image"]
