@@ -167,13 +167,13 @@ def frame(known: dict[str, dict]):
 
 def _relative(known: dict[str, dict], record: dict) -> bool:
     """Whether a number is shown as a share of native PyTorch's: times on a processor that others share say little."""
-    return known["machine.device"]["value"] == "cpu" and record["unit"] in ("ms", "s")
+    return known["machine.device"]["value"] == "cpu" and record["unit"] in ("ms", "s", "images/s")
 
 
 def _of(record: dict, native: dict) -> str:
     ends = estimate(record)
     parts = [each / native["value"] for each in (ends.value, ends.low, ends.high)]
-    return f"{numbers.interval(*parts)} of native PyTorch's time"
+    return f"{numbers.interval(*parts)} of native PyTorch's {'rate' if record['unit'] == 'images/s' else 'time'}"
 
 
 def estimate(record: dict) -> Estimate:
