@@ -6,6 +6,7 @@ Frames are as in `figures`: backend, perhaps precision, value, low, high.
 from sam3lab.study import panels
 from sam3lab.study.numbers import digits
 from sam3lab.study.style import STAGES, by_runtime, new, styled
+from sam3lab.study.tables import NATIVE, scaled
 
 
 @styled
@@ -55,8 +56,13 @@ def scaling(rate, call, over: str, words: tuple[str, str, str, str, str]):
 
 
 @styled
-def startup(warm, cold):
-    """Seconds from the start of a process to its first result: with everything compiled before, and with nothing."""
+def startup(warm, cold, absolute: bool = True):
+    """From the start of a process to its first result, with everything compiled before, and with nothing: in seconds, or,
+    unless `absolute`, relative to native PyTorch's warm start.
+    """
+    native = warm.loc[warm["backend"] == NATIVE, "value"]
+    if not absolute and len(native):
+        warm, cold = (scaled(frame, 1 / native.iloc[0]) for frame in (warm, cold))
     shown = by_runtime(cold)
     figure, axis = new(0.85 + 0.34 * len(shown))
     panels.rows(axis, [seen.short for seen, _ in shown])
@@ -68,9 +74,9 @@ def startup(warm, cold):
             axis.plot(start["value"], row, seen.marker, mfc="white", mec=seen.color, mew=1, zorder=2)
         panels.point(axis, row, each, seen.color, seen.marker)
         known = digits(each["value"]) if start is None else f"{digits(start['value'])} / {digits(each['value'])}"
-        panels.value(axis, row, f"{known} s")
+        panels.value(axis, row, f"{known}{' s' if absolute else ''}")
     least = min(cold["value"].min(), warm["value"].min()) if len(warm) else cold["value"].min()
     panels.logarithmic(axis, least, panels.reach(cold))
-    axis.set_xlabel("seconds, logarithmic", loc="right")
+    axis.set_xlabel(f"{'seconds' if absolute else 'native PyTorch, warm = 1'}, logarithmic", loc="right")
     panels.title(axis, "", "Start to first result: warm (open) and cold")
     return figure
