@@ -20,7 +20,6 @@ Its outputs are therefore compared with `TransformersGeometryBackend`.
 """
 
 import importlib.util
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from sam3lab.backends.base import Artifacts, RawOutputs
-from sam3lab.backends.torch_base import TorchBackend, unsupported
+from sam3lab.backends.torch_base import TorchBackend, no_compiler, unsupported
 from sam3lab.backends.transformers import TransformersBackend
 from sam3lab.errors import UserError
 
@@ -209,10 +208,7 @@ class CompiledMetaBackend(MetaBackend):
 
     @classmethod
     def unavailable(cls, device: str = "cpu", precision: str = "fp32") -> str | None:
-        reason = super().unavailable(device, precision)
-        if reason is None and not any(shutil.which(name) for name in ("g++", "c++", "clang++")):
-            reason = "torch.compile needs a C++ compiler: install g++"
-        return reason
+        return super().unavailable(device, precision) or no_compiler()
 
 
 class TransformersGeometryBackend(TransformersBackend):

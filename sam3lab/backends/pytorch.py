@@ -1,12 +1,11 @@
 """The lean model in PyTorch: eager, and compiled by TorchInductor."""
 
-import shutil
 from typing import Any
 
 import numpy as np
 
 from sam3lab.backends.base import Artifacts, RawOutputs
-from sam3lab.backends.torch_base import TorchBackend
+from sam3lab.backends.torch_base import TorchBackend, no_compiler
 
 SHAPES = 64  # sets of shapes that torch.compile may compile a stage for; beyond, it would run it uncompiled
 
@@ -51,10 +50,7 @@ class CompiledPyTorchBackend(PyTorchBackend):
 
     @classmethod
     def unavailable(cls, device: str = "cpu", precision: str = "fp32") -> str | None:
-        reason = super().unavailable(device, precision)
-        if reason is None and not any(shutil.which(name) for name in ("g++", "c++", "clang++")):
-            reason = "torch.compile needs a C++ compiler: install g++"
-        return reason
+        return super().unavailable(device, precision) or no_compiler()
 
     def load(self, artifacts: Artifacts) -> None:
         import torch

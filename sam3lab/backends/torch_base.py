@@ -1,6 +1,7 @@
 """What the backends that run in PyTorch share: device, numerics, copies."""
 
 import importlib.util
+import shutil
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,13 @@ def missing(*modules: str) -> str | None:
         if importlib.util.find_spec(module) is None:
             return f"the package {module} is not installed: run `make setup`, or pip install sam3lab[cpu] or [gpu]"
     return None
+
+
+def no_compiler() -> str | None:
+    """Why torch.compile cannot work here, with the remedy, or None."""
+    if any(shutil.which(name) for name in ("g++", "c++", "clang++")):
+        return None
+    return "torch.compile needs a C++ compiler: install g++"
 
 
 class TorchBackend:
