@@ -1,12 +1,17 @@
 """What several test files share: a SAM 3 small enough to compare on, and a cache of the tests' own."""
 
 import os
+import signal
 import tempfile
 
 # before anything of sam3lab is imported, so that worker processes inherit it too
 os.environ.setdefault("SAM3LAB_CACHE", os.path.join(tempfile.gettempdir(), "sam3lab-tests"))
 
 import pytest
+
+# A shell starts jobs in the background with interrupts ignored, which children inherit: some tests interrupt theirs.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DETR = {"hidden_size": 32, "num_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "dropout": 0.0}
 SMALL = {
