@@ -28,14 +28,8 @@ from sam3lab.export import cache, engine, engine_builder, engine_profiles, manif
 from sam3lab.export.onnx import INPUTS
 from sam3lab.model.checkpoint import fingerprint, load_model
 from tests.test_backends import RESOLUTION, make_inputs, relative_error, run
+from tests.test_engine import HERE
 
-HERE = {
-    "tensorrt": "11.4.0",
-    "tensorrt_library": "110400",
-    "gpu": "NVIDIA H200",
-    "gpu_capability": "9.0",
-    "gpu_driver": "580.1",
-}
 ALIGNMENT = 256
 
 

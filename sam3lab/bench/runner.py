@@ -1,7 +1,9 @@
 """Measure a list of cases: each round of each in a process of its own, interleaved, resumable, gated by parity."""
 
+import contextlib
 import json
 import os
+import queue
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -158,12 +160,15 @@ class _Run:
             key = next(key for key, case in waiting.items() if case.checkpoint == checkpoint)
             self._answer(waiting.pop(key), talk)
         talk.say(f"preparing {len(waiting)} more kinds of case, {jobs} at a time")
-        left = list(waiting.items())
+        left: queue.SimpleQueue[tuple[tuple, Case]] = queue.SimpleQueue()
+        for item in waiting.items():
+            left.put(item)
 
         def work() -> None:
-            while left:
-                key, case = left.pop(0)
-                self.prepared[key] = self._ask(case)
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    key, case = left.get_nowait()
+                    self.prepared[key] = self._ask(case)
 
         # daemons, since Ctrl-C is not to wait for them: a child dies with the thread that started it
         threads = [threading.Thread(target=work, daemon=True) for _ in range(jobs)]

@@ -11,14 +11,13 @@ def fuse(model: ir.Model) -> None:
     model.opset_imports["com.microsoft"] = 1
 
 
-def skip_norms(model: ir.Model) -> int:
-    """Residual sums and the layer norms that follow them as com.microsoft.SkipLayerNormalization; how many there were.
+def skip_norms(model: ir.Model) -> None:
+    """Residual sums and the layer norms that follow them as com.microsoft.SkipLayerNormalization.
 
     ONNX Runtime's own fusion leaves out sums that are read again, which in pre-norm transformers is all of them. Here it is
     every Add of two values of one shape and the LayerNormalization over the last axis that reads it, with a bias that was
     added to one of the two before.
     """
-    fused = 0
     for norm in list(model.graph):
         total = norm.inputs[0] if norm.op_type == "LayerNormalization" else None
         add = total.producer() if total is not None else None
@@ -46,19 +45,16 @@ def skip_norms(model: ir.Model) -> int:
         model.graph.insert_before(add, node)
         ir.convenience.replace_all_uses_with([norm.outputs[0], total], [node.outputs[0], node.outputs[3]])
         model.graph.remove([norm, add], safe=True)
-        fused += 1
     for node in reversed(list(model.graph)):  # the additions of biases that nothing reads now
         if node.op_type == "Add" and not any(output.uses() or output.is_graph_output() for output in node.outputs):
             model.graph.remove(node, safe=True)
-    return fused
 
 
-def group_norms(model: ir.Model) -> int:
-    """GroupNormalization of [N,C,H,W] as com.microsoft.GroupNorm, channels last, between two transpositions; how many.
+def group_norms(model: ir.Model) -> None:
+    """GroupNormalization of [N,C,H,W] as com.microsoft.GroupNorm, channels last, between two transpositions.
 
     The CUDA provider has no kernel for the former, and takes it to pieces: some ten passes over the largest maps there are.
     """
-    fused = 0
     for norm in list(model.graph):
         if norm.op_type != "GroupNormalization" or len(norm.inputs[0].shape or ()) != 4:
             continue
@@ -89,8 +85,6 @@ def group_norms(model: ir.Model) -> int:
         for value in halves:
             if not value.uses():
                 model.graph.initializers.pop(value.name)
-        fused += 1
-    return fused
 
 
 def _last_axis(norm: ir.Node, value: ir.Value) -> bool:

@@ -4,6 +4,8 @@ Frames have the columns value, low, high (95% interval) and backend, and also pr
 then named and filled by it.
 """
 
+from dataclasses import replace
+
 from sam3lab.study import panels
 from sam3lab.study.numbers import digits
 from sam3lab.study.style import BAND, FILLS, INK, MUTED, STAGES, Look, by_runtime, look, new, ordered, styled
@@ -167,16 +169,17 @@ def precision(latency, score, failed=(), absolute: bool = False):
     figure, axis = new(3.2)
     for _, each in both.iterrows():
         faded = (each["backend"], each["precision"]) in wrong
-        panels.cross(axis, each, look(each["backend"]), FILLS[each["precision"]], 0.4 if faded else 1.0)
+        seen = replace(look(each["backend"]), precision=each["precision"])
+        panels.cross(axis, each, seen, 0.4 if faded else 1.0)
     axis.set_xlim(0, panels.reach(both))
     axis.set(ylabel="cgF1", xlabel="latency, ms" if absolute else "latency relative to PyTorch (transformers), fp32")
     names = ordered(both["backend"])
     found = [name for name in FILLS if name in set(both["precision"])]
-    handles = [panels.marker(axis, look(name), "full") for name in names]
-    handles += [panels.marker(axis, GREY, FILLS[name]) for name in found]
+    handles = [panels.marker(axis, replace(look(name), precision="fp32")) for name in names]
+    handles += [panels.marker(axis, replace(GREY, precision=name)) for name in found]
     labels = [look(name).label for name in names] + found
     if any(group in wrong for group in both[keys].itertuples(index=False, name=None)):
-        handles.append(panels.marker(axis, GREY, "full", 0.4))
+        handles.append(panels.marker(axis, replace(GREY, precision="fp32"), 0.4))
         labels.append("failed (faded)")
     panels.legend(figure, handles, labels, 2)
     return figure

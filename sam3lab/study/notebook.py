@@ -131,16 +131,19 @@ class Study(Page):
         UserError where stored results hold none of the cases.
         """
         if self.measuring:
-            from sam3lab.bench import runner
-
-            given = {name: self.parameters[name] for name in ("rounds", "min_samples", "min_seconds", "seed")}
-            runner.measure(cases, self.run_dir, **given | how)
+            self._run(cases, how)
         kept = tables.of(self.samples(), cases)
         if kept.empty:
             raise UserError(
                 f"{self.source} holds no samples of {self.notebook}'s cases: see its failures and parameters"
             )
         return kept
+
+    def _run(self, cases, how: dict) -> None:
+        from sam3lab.bench import runner
+
+        given = {name: self.parameters[name] for name in ("rounds", "min_samples", "min_seconds", "seed")}
+        runner.measure(cases, self.run_dir, **given | how)
 
     def samples(self):
         """All samples of the run or of the stored results, A/A twins among them."""
@@ -181,10 +184,7 @@ class Study(Page):
 
         twins = self.twins(cases, split)
         if self.measuring and self.scored:
-            from sam3lab.bench import runner
-
-            given = {name: self.parameters[name] for name in ("rounds", "min_samples", "min_seconds", "seed")}
-            runner.measure(twins, self.run_dir, **given | how)
+            self._run(twins, how)
         rows = results.accuracy(self.source)
         rows = rows[rows["case"].isin([twin.id for twin in twins])].reset_index(drop=True)
         if not self.scored:

@@ -43,7 +43,7 @@ def point(axis, row: float, each, color, marker: str, size: float = 4.5, **filli
     )
 
 
-def cross(axis, each, seen, fill: str, alpha: float = 1.0) -> None:
+def cross(axis, each, seen, alpha: float = 1.0) -> None:
     """A point with its intervals both ways, from value, low, high and value_score, low_score, high_score."""
     x, y = each["value"], each["value_score"]
     gaps = [
@@ -51,14 +51,13 @@ def cross(axis, each, seen, fill: str, alpha: float = 1.0) -> None:
         for v, end in ((x, ""), (y, "_score"))
     ]
     axis.errorbar(x, y, gaps[1], gaps[0], fmt="none", ecolor=seen.color, elinewidth=0.7, alpha=0.6 * alpha, zorder=1)
-    marker(axis, seen, fill, alpha, x, y)
+    marker(axis, seen, alpha, x, y)
 
 
-def marker(axis, seen, fill: str, alpha: float = 1.0, x=(), y=()):
-    """A runtime's marker, filled for its precision; of no point, for a legend."""
-    style = {"color": seen.color, "markerfacecoloralt": "white", "mec": seen.color, "mew": 0.9, "ms": 6, "ls": "none"}
-    style |= {"mfc": "white"} if fill == "none" else {"fillstyle": fill}
-    return axis.plot(x, y, marker=seen.marker, alpha=alpha, **style, zorder=2)[0]
+def marker(axis, seen, alpha: float = 1.0, x=(), y=()):
+    """A look's marker, filled for its precision; of no point, for a legend."""
+    style = {"color": seen.color, "ms": 6, "ls": "none", "alpha": alpha, "zorder": 2}
+    return axis.plot(x, y, marker=seen.marker, **style, **seen.filling)[0]
 
 
 def value(axis, row: int, text: str) -> None:
