@@ -25,7 +25,14 @@ COMMANDS = {
         "run",
         "build TensorRT engines of a checkpoint's graphs",
     ),
+    "triton-repository": (
+        "sam3lab.serve.triton.cli",
+        "add_arguments",
+        "run",
+        "write a model repository for Triton Inference Server",
+    ),
     "train": ("sam3lab.train.cli", "add_arguments", "run", "train sam3-nano on rendered scenes"),
+    "serve": ("sam3lab.serve.cli", "add_arguments", "run", "start the web page and the HTTP API"),
     "figures": ("sam3lab.study.cli", "add_figures_arguments", "figures", "render all figures from stored results"),
 }
 

@@ -30,6 +30,11 @@ def colour(prompt: int, index: int = 0) -> tuple[int, int, int]:
     return tuple(np.rint(base + ((255 if shade > 0 else 0) - base) * abs(shade)).astype(int).tolist())
 
 
+def is_light(rgb: tuple[int, int, int]) -> bool:
+    """Whether dark text is easier to read on that colour than white."""
+    return 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2] > 120
+
+
 def draw(image: np.ndarray, found: Sequence[tuple[str, Detections]]) -> np.ndarray:
     """The photograph uint8 [H,W,3] with the detections of each prompt on it: outline, translucent fill and a label with
     the prompt and the score. Without detections it is the photograph itself.
@@ -96,15 +101,15 @@ def _label(picture: Image.Image, prompt: str, score: str, box: np.ndarray, rgb: 
     for x, y in corners:
         x, y = min(max(0, x), picture.width - width), min(max(0, y), picture.height - height)
         places.append((x, y, x + width, y + height))
-    hidden = [sum(_shared(each, other) for other in taken) for each in places]
+    hidden = [sum(shared(each, other) for other in taken) for each in places]
     if 2 * min(hidden) > width * height:
         return
     place = places[hidden.index(min(hidden))]
     taken.append(place)
     pen = ImageDraw.Draw(picture)
     pen.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=rgb, outline=INK)
-    light = 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2] > 120
-    pen.text((place[0] + origin[0], place[1] + origin[1]), text, fill=INK if light else (255, 255, 255), font=font)
+    ink = INK if is_light(rgb) else (255, 255, 255)
+    pen.text((place[0] + origin[0], place[1] + origin[1]), text, fill=ink, font=font)
 
 
 def _fit(prompt: str, score: str, size: tuple[int, int]):
@@ -125,6 +130,6 @@ def _fit(prompt: str, score: str, size: tuple[int, int]):
     return None
 
 
-def _shared(a: Box, b: Box) -> int:
+def shared(a: Box, b: Box) -> int:
     """Area that two boxes share."""
     return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))

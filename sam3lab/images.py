@@ -110,6 +110,23 @@ def decode(data: bytes) -> np.ndarray:
     return _rgb(io.BytesIO(data), f"the {len(data)} bytes given")
 
 
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """A Pillow image of any mode as uint8 [H, W, 3], as `load` says; its orientation is left as it is."""
+    if image.mode.startswith("I;16"):
+        wide = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        values = np.asarray(image, dtype=np.float64)
+        finite = values[np.isfinite(values)]
+        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+        values = np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low
+        image = Image.fromarray(np.rint(values * (255 / (high - low) if high > low else 0)).astype(np.uint8))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
 def _bundled() -> dict[str, Path]:
     # Found without importing scikit-image, whose loaders would download what is not there.
     package = importlib.util.find_spec("skimage")
@@ -142,20 +159,4 @@ def _rgb(file: Path | BinaryIO, label: str) -> np.ndarray:
             f"{label} is no image that can be read: {reason}; give a JPEG, PNG or other image file, or a bundled "
             f"photograph: {', '.join(names())}"
         ) from error
-    return _to_rgb(upright)
-
-
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I;16"):
-        wide = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        values = np.asarray(image, dtype=np.float64)
-        finite = values[np.isfinite(values)]
-        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
-        values = np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low
-        image = Image.fromarray(np.rint(values * (255 / (high - low) if high > low else 0)).astype(np.uint8))
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
+    return to_rgb(upright)

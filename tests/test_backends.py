@@ -144,6 +144,32 @@ def test_the_same_call_again_gives_the_same_and_leaves_its_inputs_alone(backend)
         np.testing.assert_array_equal(backend.download(values[name]), array)
 
 
+def test_rows_of_several_calls_become_one_batch(backend):
+    """What a service does with features that it kept: the values of separate calls go into one call of the detector."""
+    first, second = make_inputs(7), make_inputs(8)
+    kept, words = [], []
+    for inputs in (first, second):
+        features = backend.image(backend.upload(inputs["pixels"]))
+        text = backend.text(backend.upload(inputs["ids"]), backend.upload(inputs["mask"]))
+        kept.append(backend.gather([(features, (1,))]))
+        words.append(backend.gather([(text, (2,))]))
+        rows = backend.download(kept[-1]), backend.download(features)
+        for row, whole in zip(*rows, strict=True):
+            np.testing.assert_array_equal(row, whole[1:])
+        assert backend.nbytes(features) == len(inputs["pixels"]) * backend.nbytes(kept[-1])
+    mask = backend.upload(np.stack([first["mask"][2], second["mask"][2]]))
+    pairs = backend.upload(np.array([0, 1])), backend.upload(np.array([0, 1]))
+    both = [backend.gather([(value, (0,)) for value in values]) for values in (kept, words)]
+    outputs = backend.detect(*both, mask, *pairs)
+    masks = backend.download(backend.gather([(outputs.masks, (1, 3)), (outputs.masks, (0, 2))]))
+    whole = backend.download(outputs.masks)
+    np.testing.assert_array_equal(masks, np.stack([whole[1, 3], whole[0, 2]]))
+    for number, inputs in enumerate((first, second)):
+        alone = run(backend, inputs | {"image_index": np.array([1]), "text_index": np.array([2])})
+        for name, value in zip(outputs._fields, backend.download(tuple(outputs)), strict=True):
+            assert relative_error(value[number], alone[name][0]) <= PARITY, name
+
+
 def test_an_uploaded_value_is_independent_of_its_array(backend):
     inputs = make_inputs(4)
     value = backend.upload(inputs["ids"])

@@ -1,5 +1,6 @@
 """What a backend is: the one interface through which the harness sees every runtime."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -76,8 +77,31 @@ class Backend(Protocol):
     def detect(self, features: Any, text: Any, mask: Any, image_index: Any, text_index: Any) -> RawOutputs:
         """Detections for the N pairs (image_index[n], text_index[n]), both int64 [N]; mask bool [P,32] as for text."""
 
+    def gather(self, parts: Sequence[tuple[Any, tuple[int, ...]]]) -> Any:
+        """The parts value[index] of each (value, index), stacked along a new first axis, in memory of its own.
+
+        index: whole numbers into the leading axes. Values are what image and text gave, or a field of RawOutputs; all
+        have the same shape behind the axes that are indexed. Features of several calls so become one batch.
+        """
+
+    def nbytes(self, value: Any) -> int:
+        """How much memory a value takes on the backend's device."""
+
     def synchronize(self) -> None:
         """Wait for all enqueued work."""
 
     def close(self) -> None:
         """Give back memory and handles; the backend is not used again."""
+
+
+def gathered(parts: Sequence[tuple[Any, tuple[int, ...]]], stack: Callable[[Sequence], Any]) -> Any:
+    """`gather` of a backend whose `stack` does it for single values; of tuples of them it makes a tuple."""
+    if not isinstance(parts[0][0], tuple):
+        return stack(parts)
+    members = range(len(parts[0][0]))
+    return tuple(gathered([(value[member], index) for value, index in parts], stack) for member in members)
+
+
+def total_bytes(value: Any, size: Callable[[Any], int]) -> int:
+    """`nbytes` of a backend whose `size` tells it of single values; of tuples of them it is their sum."""
+    return sum(total_bytes(each, size) for each in value) if isinstance(value, tuple) else size(value)

@@ -20,6 +20,7 @@ Its outputs are therefore compared with `TransformersGeometryBackend`.
 """
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,21 @@ class MetaBackend(TorchBackend):
             value = value.tensors()
         return super().download(torch.cat(value) if isinstance(value, list) else value)
 
+    def gather(self, parts: Sequence[tuple[Any, tuple[int, ...]]]) -> Any:
+        import torch
+
+        first = parts[0][0]
+        if isinstance(first, Images):
+            return Images([value.states[image] for value, (image,) in parts])
+        if isinstance(first, Texts):
+            return Texts([value.outputs[prompt] for value, (prompt,) in parts])
+        return torch.stack([value[index[0]][(0, *index[1:])] for value, index in parts])  # a list, one tensor a pair
+
+    def nbytes(self, value: Any) -> int:
+        if isinstance(value, Images):
+            return sum(_tensor_bytes(state) for state in value.states)
+        return sum(map(_tensor_bytes, value.outputs if isinstance(value, Texts) else value))
+
     def image(self, pixels: Any) -> Images:
         return Images([self.processor.set_image(image) for image in pixels])
 
@@ -253,3 +269,10 @@ def vocabulary() -> Path:
 
 def _of_pairs(outputs: list[RawOutputs]) -> RawOutputs:
     return RawOutputs(*map(list, zip(*outputs, strict=True)))
+
+
+def _tensor_bytes(value: Any) -> int:
+    """Of the tensors in a dict or list of dicts, lists and tensors."""
+    if isinstance(value, dict | list | tuple):
+        return sum(map(_tensor_bytes, value.values() if isinstance(value, dict) else value))
+    return getattr(value, "nbytes", 0)

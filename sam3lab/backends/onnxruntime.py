@@ -1,12 +1,13 @@
 """ONNX Runtime on the exported graphs, with I/O binding: under its CPU provider here, under CUDA in onnxruntime_cuda."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sam3lab.backends.base import Artifacts, RawOutputs
+from sam3lab.backends.base import Artifacts, RawOutputs, gathered, total_bytes
 from sam3lab.backends.torch_base import missing, unsupported
 from sam3lab.cores import available_cores
 
@@ -37,6 +38,12 @@ class CpuStages:
 
     def download(self, value: Any) -> np.ndarray:
         return value.numpy()
+
+    def stack(self, parts: Sequence[tuple[Any, tuple[int, ...]]]) -> Any:
+        return self.upload(np.stack([value.numpy()[index] for value, index in parts]))  # `numpy` copies nothing
+
+    def nbytes(self, value: Any) -> int:
+        return value.tensor_size_in_bytes()
 
     def run(self, stage: str, *values: Any) -> list:
         session = self._sessions[stage]
@@ -117,6 +124,12 @@ class OnnxRuntimeBackend:
 
     def detect(self, features: Any, text: Any, mask: Any, image_index: Any, text_index: Any) -> RawOutputs:
         return RawOutputs(*self._stages.run("detect", *features, text, mask, image_index, text_index))
+
+    def gather(self, parts: Sequence[tuple[Any, tuple[int, ...]]]) -> Any:
+        return gathered(parts, self._stages.stack)
+
+    def nbytes(self, value: Any) -> int:
+        return total_bytes(value, self._stages.nbytes)
 
     def synchronize(self) -> None:
         self._stages.synchronize()

@@ -82,6 +82,19 @@ class CudaStages:
         array = value.ort.numpy()
         return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
 
+    def stack(self, parts: Sequence[tuple[Value, tuple[int, ...]]]) -> Value:
+        value, index = parts[0]
+        rest = value.shape[len(index) :]
+        own = Value(_empty((len(parts), *rest), value.dtype))
+        size = own.ort.tensor_size_in_bytes() // len(parts)
+        for row, (value, index) in enumerate(parts):
+            place = int(np.ravel_multi_index(index, value.shape[: len(index)]))
+            self._stream.copy(own.address + row * size, value.address + place * size, size)
+        return own
+
+    def nbytes(self, value: Value) -> int:
+        return value.ort.tensor_size_in_bytes()
+
     def run(self, stage: str, *values: Value) -> tuple[Value, ...]:
         return self._plans[stage].run(*values)
 

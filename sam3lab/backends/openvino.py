@@ -1,11 +1,12 @@
 """OpenVINO on the same ONNX graphs, compiled for the CPU."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from sam3lab.backends.base import Artifacts, RawOutputs
+from sam3lab.backends.base import Artifacts, RawOutputs, gathered, total_bytes
 from sam3lab.backends.torch_base import missing, unsupported
 from sam3lab.cores import available_cores
 from sam3lab.paths import cache_dir
@@ -63,6 +64,12 @@ class OpenVinoBackend:
         if isinstance(value, tuple):
             return tuple(self.download(part) for part in value)
         return value.data.copy()
+
+    def gather(self, parts: Sequence[tuple[Any, tuple[int, ...]]]) -> Any:
+        return gathered(parts, lambda each: self.upload(np.stack([value.data[index] for value, index in each])))
+
+    def nbytes(self, value: Any) -> int:
+        return total_bytes(value, lambda each: each.byte_size)
 
     def image(self, pixels: Any) -> Any:
         return tuple(self._run("image", pixels.shape[0], pixels))

@@ -35,6 +35,23 @@ class DeviceArray:
         """Another array in the same memory."""
         return DeviceArray(self.block, self.shape, self.dtype)
 
+    def part(self, index: tuple[int, ...]) -> "DeviceArray":
+        """The part at these places of the leading axes, in the same memory."""
+        rest = self.shape[len(index) :]
+        place = int(np.ravel_multi_index(index, self.shape[: len(index)]))
+        return DeviceArray(_Inside(self.block, place * prod(rest) * self.dtype.itemsize), rest, self.dtype)
+
+
+@dataclass(frozen=True)
+class _Inside:
+    """A place inside a block, which it keeps; the offset in bytes."""
+
+    block: Any
+    offset: int
+
+    def __int__(self) -> int:
+        return int(self.block) + self.offset
+
 
 class Device:
     """Device 0's primary context made current in this thread, one stream, and pools of device and page-locked memory.

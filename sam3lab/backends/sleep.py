@@ -1,11 +1,12 @@
 """A backend that does nothing for an exactly known time: what the harness itself costs shows against it."""
 
 import time
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from sam3lab.backends.base import Artifacts, RawOutputs
+from sam3lab.backends.base import Artifacts, RawOutputs, gathered, total_bytes
 
 QUERIES, CHANNELS = 4, 8
 
@@ -54,6 +55,12 @@ class SleepBackend:
             semantic=_wave(pairs, 1, side, side),
         )
         return self._wait(end, outputs)
+
+    def gather(self, parts: Sequence[tuple[Any, tuple[int, ...]]]) -> Any:
+        return gathered(parts, lambda each: np.stack([value[index] for value, index in each]))
+
+    def nbytes(self, value: Any) -> int:
+        return total_bytes(value, lambda each: each.nbytes)
 
     def synchronize(self) -> None:
         pass

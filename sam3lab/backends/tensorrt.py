@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sam3lab.backends import pycuda_device
-from sam3lab.backends.base import Artifacts, RawOutputs
+from sam3lab.backends.base import Artifacts, RawOutputs, gathered, total_bytes
 from sam3lab.backends.plans import Plan, Plans
 from sam3lab.backends.pycuda_device import DeviceArray
 from sam3lab.backends.torch_base import missing, unsupported
@@ -102,6 +102,19 @@ class TensorRtBackend:
 
     def detect(self, features: Any, text: Any, mask: Any, image_index: Any, text_index: Any) -> RawOutputs:
         return RawOutputs(*self._plans["detect"].run(*features, text, mask, image_index, text_index))
+
+    def gather(self, parts: Sequence[tuple[Any, tuple[int, ...]]]) -> Any:
+        return gathered(parts, self._stack)
+
+    def nbytes(self, value: Any) -> int:
+        return total_bytes(value, lambda each: each.nbytes)
+
+    def _stack(self, parts: Sequence[tuple[DeviceArray, tuple[int, ...]]]) -> DeviceArray:
+        pieces = [value.part(index) for value, index in parts]
+        whole = self.device.empty((len(pieces), *pieces[0].shape), pieces[0].dtype)
+        for row, piece in enumerate(pieces):
+            self.device.write(whole.part((row,)), piece)
+        return whole
 
     def _plan(self, stage: str, values: Sequence[DeviceArray], first: bool) -> Plan:
         from sam3lab.export.engine_profiles import choose

@@ -2,11 +2,12 @@
 
 import importlib.util
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from sam3lab.backends.base import Artifacts
+from sam3lab.backends.base import Artifacts, gathered, total_bytes
 from sam3lab.cores import available_cores
 
 DTYPES = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -76,6 +77,14 @@ class TorchBackend:
             return tuple(self.download(part) for part in value)
         value = value.float() if value.is_floating_point() else value
         return value.cpu().numpy()
+
+    def gather(self, parts: Sequence[tuple[Any, tuple[int, ...]]]) -> Any:
+        import torch
+
+        return gathered(parts, lambda each: torch.stack([value[index] for value, index in each]))
+
+    def nbytes(self, value: Any) -> int:
+        return total_bytes(value, lambda each: each.nbytes)
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":

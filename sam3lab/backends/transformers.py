@@ -1,5 +1,6 @@
 """The reference: transformers' own Sam3Model, untouched, in eager mode. The "native PyTorch" row of every table."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from sam3lab.backends.base import Artifacts, RawOutputs
@@ -52,6 +53,19 @@ class TransformersBackend(TorchBackend):
                 attention_mask=mask[text_index],
             )
         return RawOutputs(out.pred_logits, out.presence_logits, out.pred_boxes, out.pred_masks, out.semantic_seg)
+
+    def gather(self, parts: Sequence[tuple[Any, tuple[int, ...]]]) -> Any:
+        if not hasattr(parts[0][0], "fpn_hidden_states"):
+            return super().gather(parts)
+        maps, positions = super().gather([(self._parts(value), index) for value, index in parts])
+        return type(parts[0][0])(fpn_hidden_states=maps, fpn_position_encoding=positions)
+
+    def nbytes(self, value: Any) -> int:
+        return super().nbytes(self._parts(value) if hasattr(value, "fpn_hidden_states") else value)
+
+    @staticmethod
+    def _parts(features: Any) -> tuple:
+        return tuple(features.fpn_hidden_states), tuple(features.fpn_position_encoding)
 
     def download(self, value: Any) -> Any:
         # its features also hold a fourth map, which it drops, and position encodings

@@ -46,7 +46,7 @@ def run(module: str, arguments: Sequence[str], log: Path, timeout: float, thread
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=_environment(threads, offline),
+            env=child_environment(threads, offline),
             start_new_session=True,
         )
 
@@ -107,7 +107,8 @@ def _how(code: int, log: Path) -> str:
     return f"killed by {name}{hint}"
 
 
-def _environment(threads: int, offline: bool) -> dict[str, str]:
+def child_environment(threads: int, offline: bool) -> dict[str, str]:
+    """The environment of a child: thread variables set, and able to import what this process can."""
     environment = dict(os.environ)
     environment.update({name: str(threads) for name in _THREAD_VARIABLES})
     environment["TOKENIZERS_PARALLELISM"] = "false"

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +13,8 @@ from sam3lab.errors import UserError
 from sam3lab.export import engine_accumulation, engine_profiles
 from sam3lab.export.engine_profiles import PROFILES, Profile
 from sam3lab.export.engine_progress import Progress, monitor
+
+Axes = Mapping[str, str | Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -62,16 +64,16 @@ def last_error() -> str:
 
 def build(
     graph: Path,
-    axes: Mapping[str, str],
+    axes: Axes,
     options: Options,
     timing: Path | None = None,
     progress: Progress | None = None,
 ) -> Any:
     """The engine of an ONNX graph as TensorRT serialises it, a tensorrt.IHostMemory (a buffer of bytes).
 
-    axes: for each input the name of its first axis. timing: file of the timing cache, read where it is there, written
-    afterwards. Ctrl-C stops the build at the builder's next step and is then raised as ever. Raises UserError where the
-    graph is not taken, or where no engine comes of it.
+    axes: for each input the name of its first axis, or the names of its first ones where several are open. timing: file
+    of the timing cache, read where it is there, written afterwards. Ctrl-C stops the build at the builder's next step and
+    is then raised as ever. Raises UserError where the graph is not taken, or where no engine comes of it.
     """
     progress = progress or Progress(graph.stem, shown=False)
     with ThreadPoolExecutor(1) as worker:  # so that this thread stays free for Ctrl-C
@@ -83,7 +85,7 @@ def build(
             raise
 
 
-def _build(graph: Path, axes: Mapping[str, str], options: Options, timing: Path | None, progress: Progress):
+def _build(graph: Path, axes: Axes, options: Options, timing: Path | None, progress: Progress):
     import tensorrt as trt
 
     log = logger()
@@ -132,11 +134,13 @@ def _parse(parser, graph: Path, wide_sums: bool) -> None:
         raise UserError(f"TensorRT does not take {graph}, because of {place}: {' '.join(error.desc().split())}")
 
 
-def _add_profile(builder, config, network, axes: Mapping[str, str], sizes: Profile) -> None:
+def _add_profile(builder, config, network, axes: Axes, sizes: Profile) -> None:
     profile = builder.create_optimization_profile()
     for tensor in map(network.get_input, range(network.num_inputs)):
-        rest = list(tensor.shape)[1:]
-        profile.set_shape(tensor.name, *((rows, *rest) for rows in sizes[axes[tensor.name]]))
+        names = axes[tensor.name]
+        names = [names] if isinstance(names, str) else names
+        rest = list(tensor.shape)[len(names) :]
+        profile.set_shape(tensor.name, *((*rows, *rest) for rows in zip(*(sizes[name] for name in names), strict=True)))
     if config.add_optimization_profile(profile) < 0:
         raise UserError(f"TensorRT refuses the profile {sizes}: {last_error()}")
 
