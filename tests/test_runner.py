@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,11 +112,26 @@ def test_a_damaged_or_lost_file_is_made_anew(checkpoint, tmp_path):
     own, twin = sorted((tmp_path / "results").glob("*.parquet"))
     own.write_bytes(own.read_bytes()[:-1])
     (tmp_path / "outputs" / f"{twin.name[:12]}.npz").unlink()
+    (tmp_path / "parity" / f"{twin.name[:12]}.json").unlink()
     before = stamps(tmp_path)
     short([case(checkpoint)], tmp_path)
     after = stamps(tmp_path)
     assert set(after) == set(before) and all(after[name] > before[name] for name in before)
     assert set(results.load(tmp_path)["parity"]) == {"reference", "passed"}
+
+
+def test_a_run_without_its_raw_outputs_goes_on_and_only_the_reference_answers_again(checkpoint, tmp_path):
+    one = case(checkpoint, "tests.fakes:Other")
+    short([case(checkpoint), one], tmp_path)
+    shutil.rmtree(tmp_path / "outputs")
+    before = stamps(tmp_path)
+    short([case(checkpoint), one], tmp_path)
+    assert stamps(tmp_path) == before
+    rows = short([case(checkpoint), one, case(checkpoint, "tests.fakes:Wrong")], tmp_path)
+    after = stamps(tmp_path)
+    renewed = {name[:12] for name in before if after[name] > before[name]}
+    assert renewed == {rows.loc[(rows["parity"] == "reference"), "case"].iloc[0]} and len(after) == len(before) + 1
+    assert rows.groupby("backend")["parity"].first()["tests.fakes:Wrong"] == "failed"
 
 
 @pytest.mark.parametrize(
@@ -174,6 +190,8 @@ def test_twins_are_measured_and_agree_with_the_reference(checkpoint, tmp_path):
     assert table["ratio"].between(0.5, 2).all()
     assert set(rows.loc[rows["replica"] == 1, "parity"]) == {"passed"}
     planned = [case(checkpoint, "tests.fakes:Other"), case(checkpoint, "tests.fakes:Other", replica=1)]
+    mixed = short([case(checkpoint), case(checkpoint, "tests.fakes:Other", precision="bf16")], tmp_path / "mixed")
+    assert set(mixed.loc[mixed["replica"] == 1, "precision"]) == {"bf16"}
     rows = short(planned, tmp_path / "given")
     assert rows["case"].nunique() == 2  # no further twin; and the reference, which was not asked for, has no rows
     assert set(rows["parity"]) == {"passed"}

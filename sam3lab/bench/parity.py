@@ -105,7 +105,7 @@ def compare(reference: Path, other: Path, precision: str) -> dict[str, Any]:
 
 def judge(run_dir: Path, case: Case, reference: Case) -> dict[str, Any]:
     """The verdict on a case, as `compare` gives it, kept in parity/<case>.json; made once for each pair of outputs."""
-    path = run_dir / "parity" / f"{case.id}.json"
+    path = records.verdict_path(run_dir, case)
     verdict = records.read_mark(path)
     if verdict is None or verdict["reference"] != reference.id:
         outputs = records.outputs_path(run_dir, reference), records.outputs_path(run_dir, case)
@@ -120,7 +120,7 @@ def judge(run_dir: Path, case: Case, reference: Case) -> dict[str, Any]:
 
 def forget(run_dir: Path, case: Case) -> None:
     """Removes a verdict, when the outputs that it was about are made anew."""
-    (run_dir / "parity" / f"{case.id}.json").unlink(missing_ok=True)
+    records.verdict_path(run_dir, case).unlink(missing_ok=True)
 
 
 def load(run_dir: Path):

@@ -117,14 +117,23 @@ def case_marks(run_dir: Path, case: Case) -> list[Mark]:
     return [mark for mark in map(read_mark, sorted(paths)) if mark is not None]
 
 
+def verdict_path(run_dir: Path, case: Case) -> Path:
+    """What parity found of the outputs."""
+    return run_dir / "parity" / f"{case.id}.json"
+
+
 def is_done(run_dir: Path, case: Case, round_: int) -> bool:
-    """A clean end, rows on disk with the right checksum, and in round 0 what parity needs."""
+    """A clean end, rows on disk with the right checksum, and in round 0 what parity needs: the outputs, or the verdict on
+    them, so that a run can be moved to another disk without its outputs.
+    """
     path = mark_path(run_dir, case, round_)
     mark = read_mark(path)
     if mark is None or mark["status"] != "done" or not intact(path, mark):
         return False
     outputs = outputs_path(run_dir, case)
-    return round_ > 0 or (outputs.exists() and outputs.stat().st_size == mark["outputs_bytes"])
+    if round_ > 0 or verdict_path(run_dir, case).exists():
+        return True
+    return outputs.exists() and outputs.stat().st_size == mark["outputs_bytes"]
 
 
 def intact(path: Path, mark: Mark) -> bool:

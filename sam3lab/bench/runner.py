@@ -39,8 +39,7 @@ def measure(
 
     Each stage of each case gets at least `min_samples` samples and `min_seconds` seconds over its `rounds` together.
     Every round has an order of its own, seeded. `timeout`: seconds for one case-round. The fp32 case of the backend
-    `reference` is added where it is not among the cases, and an A/A twin of the first case that runs where there is
-    none. Accuracy cases run once, whatever the rounds. What cannot run here is recorded as skipped; a worker that
+    `reference` is added where it is not among the cases, and an A/A twin of one that runs where there is none. Accuracy cases run once, whatever the rounds. What cannot run here is recorded as skipped; a worker that
     crashes or hangs is recorded as failed, its case's later rounds are left out, and the run goes on (see
     results.failures). `retry_failed` tries recorded failures again.
 
@@ -119,12 +118,14 @@ class _Run:
         return [(case, round_) for case, round_ in steps if not records.is_done(self.run_dir, case, round_)]
 
     def _twin(self, cases: list[Case]) -> Case | None:
-        """The A/A twin that the run has, or else of the first case that ran: one that crashes says nothing of noise."""
+        """The A/A twin that the run has, or else of the first case that ran, since one that crashes says nothing of noise;
+        if it can be not in fp32, in which a case takes longest on a GPU.
+        """
         own = [case for case in cases if not case.once and case.mode != "cold"]
         known = (case for case in own if records.case_marks(self.run_dir, plan.twin(case)))
-        ran = (case for case in own if records.is_done(self.run_dir, case, 0))
-        first = next(known, None) or next(ran, None)
-        return first and plan.twin(first)
+        ran = [case for case in own if records.is_done(self.run_dir, case, 0)]
+        chosen = next(known, None) or min(ran, key=lambda case: case.precision == "fp32", default=None)
+        return chosen and plan.twin(chosen)
 
     def _prepare(self, case: Case, rounds: int, talk: Progress) -> bool:
         """Whether the case can run here. What it loads is on disk then, if any of its rounds are still to be run."""
@@ -242,11 +243,17 @@ class _Run:
             progress.end(case, round_, outcome.seconds, f"{status}, {outcome.reason}; see {log}")
 
     def _judge(self, cases: list[Case], progress: Progress) -> None:
-        """Compare every case whose outputs are there with its reference."""
+        """Compare every case whose outputs are there with its reference, which answers again if its own were not kept."""
         there = [case for case in cases if records.is_done(self.run_dir, case, 0)]
-        for case in there:
-            reference = plan.reference_of(case, there, self.reference)
-            if reference is not None and not parity.judge(self.run_dir, case, reference)["passed"]:
+        pairs = [(case, plan.reference_of(case, there, self.reference)) for case in there]
+        pairs = [(case, reference) for case, reference in pairs if reference is not None]
+        new = (reference for case, reference in pairs if not records.verdict_path(self.run_dir, case).exists())
+        for reference in list(dict.fromkeys(new)):
+            if not records.outputs_path(self.run_dir, reference).exists():
+                progress.add([(reference, 0)])
+                self._step(reference, 0, progress)
+        for case, reference in pairs:
+            if not parity.judge(self.run_dir, case, reference)["passed"]:
                 progress.say(f"{case.label}: does not compute what {reference.label} does; see results.failures")
 
     def _child(
