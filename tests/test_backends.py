@@ -172,8 +172,10 @@ def test_rows_of_several_calls_become_one_batch(backend):
 
 def test_an_uploaded_value_is_independent_of_its_array(backend):
     inputs = make_inputs(4)
-    value = backend.upload(inputs["ids"])
     kept = inputs["ids"].copy()
+    # with no one to hold the value
+    np.testing.assert_array_equal(backend.download(backend.upload(inputs["ids"])), kept)
+    value = backend.upload(inputs["ids"])
     np.testing.assert_array_equal(backend.download(value), kept)
     assert backend.download(value).dtype == np.int64
 

@@ -193,6 +193,22 @@ class Engine:
         return context
 
 
+def test_parts_of_values_are_gathered_on_the_device():
+    backend, random = TensorRtBackend(), np.random.default_rng(0)
+    backend.device = HostDevice()
+    arrays = [random.standard_normal((3, 2, 5), dtype=np.float32) for _ in range(2)]
+    one, other = map(backend.upload, arrays)
+    rows = backend.gather([(one, (2,)), (other, (0,)), (one, (2,))])
+    np.testing.assert_array_equal(backend.download(rows), np.stack([arrays[0][2], arrays[1][0], arrays[0][2]]))
+    inner = backend.gather([(one, (1, 1)), (other, (2, 0))])
+    np.testing.assert_array_equal(backend.download(inner), np.stack([arrays[0][1, 1], arrays[1][2, 0]]))
+    pair = backend.gather([((one, other), (1,)), ((other, one), (0,))])
+    np.testing.assert_array_equal(backend.download(pair)[1], np.stack([arrays[1][1], arrays[0][0]]))
+    assert (backend.nbytes(rows), backend.nbytes((one, other))) == (3 * 2 * 5 * 4, 2 * 3 * 2 * 5 * 4)
+    at(rows.address, rows.shape, rows.dtype)[...] = 0  # its memory is its own
+    np.testing.assert_array_equal(backend.download(one), arrays[0])
+
+
 @pytest.fixture
 def world(monkeypatch):
     """Stand-ins for the device and TensorRT's runtime; says what was made of them."""

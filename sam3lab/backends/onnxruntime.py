@@ -34,7 +34,10 @@ class CpuStages:
     def upload(self, array: np.ndarray) -> Any:
         import onnxruntime as ort
 
-        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), "cpu", 0)
+        # Memory of ONNX Runtime's own, which what `numpy` gives keeps: of a value made from an array it would dangle.
+        value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype, "cpu", 0)
+        value.numpy()[...] = array
+        return value
 
     def download(self, value: Any) -> np.ndarray:
         return value.numpy()
