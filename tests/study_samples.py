@@ -10,7 +10,7 @@ import pandas as pd
 from sam3lab import paths, prompts
 from sam3lab.bench.accuracy import Accuracy
 from sam3lab.bench.case import Case, accuracy_case
-from sam3lab.study import deployment, gallery, presets, run
+from sam3lab.study import deployment, gallery, presets, run, serving, serving_store
 
 SPEED = {
     "transformers": 1.0,
@@ -184,10 +184,82 @@ def store(directory, cases, failed=(), notebooks=None):
     environment = {"cpu": "A processor", "threads": 2, "ram_gb": 8, "gpu": None, "python": "3.12.0"}
     environment |= {"version_torch": "2.0", "collected": "2026-01-01"} | ({"gpu": "A GPU"} if device == "cuda" else {})
     (directory / "environment.json").write_text(json.dumps(environment))
-    (directory / "facts.json").write_text(
-        json.dumps(facts(directory, cases, run.names() if notebooks is None else notebooks))
-    )
+    known = facts(directory, cases, run.names() if notebooks is None else notebooks)
+    (directory / "facts.json").write_text(json.dumps(known))
+    for given in [known[key] for key in known if key == "parameters.08_serving"]:
+        there = {(case.backend, case.precision) for case in cases if case.mode == "speed"}
+        store_serving(
+            directory, given, [row for row in presets.rows(given["backends"], given["precision"]) if row in there]
+        )
     return directory
+
+
+def served(plan):
+    """{experiment: its records} of a service that takes 20 ms a request, at most 50 a second, and 80 with batching."""
+    rng, pace = np.random.default_rng(5), SPEED.get(plan.backend, 1)
+
+    def request(condition, place=0, latency=20.0, **more):
+        stages = {"image": 12.0, "text": 1.6, "detect": 3.0} if latency < 1000 else {}
+        known = {"condition": condition, "place": place, "status": 200, "latency": latency * pace * rng.normal(1, 0.03)}
+        return (
+            known | {name: value * pace for name, value in stages.items()} | {"engine": plan.backend, "batch": 1} | more
+        )
+
+    def several(condition, **more):
+        return [request(condition, place, **more) for place in range(plan.requests)]
+
+    def loads(most):
+        seconds, closed = plan.seconds, []
+        for place in range(int(seconds * most / pace)):
+            closed.append(request("capacity", seconds=seconds, at=max(0.0, (place + 1) * pace / most - 0.03)))
+        offered = []
+        for load in plan.loads:
+            rate = load * 50 / pace
+            for place in range(int(seconds * rate)):
+                known = {"load": load, "rate": rate, "seconds": seconds, "at": place / rate, "batch": 2}
+                late = max(0.0, place / rate * (load * 50 / most - 1)) * 1000
+                refused = {"status": 429, "engine": ""} if late > 600 else {}
+                offered.append(request("load", latency=20 + late, **known) | refused)
+        return closed + offered
+
+    calls = {"neither": (1, 1, 20.0), "prompt": (1, 0, 19.0), "image": (0, 1, 8.0), "both": (0, 0, 6.0)}
+    caches = []
+    for condition, (image, text, latency) in calls.items():
+        caches += several(condition, latency=latency, image_calls=image, text_calls=text)
+    listed = [("phrase", 21.0, {"found": 2}), ("several", 30.0, {"found": 3})]
+    judged = {"expected": 3, "extra": 0}
+    own = judged if plan.scored == plan.checkpoint else {}
+    lists = [
+        each for name, time, found in listed for each in several(name, latency=time, **(own | found if own else {}))
+    ]
+    if not own:
+        lists += [each for name, _, found in listed for each in several(name, event="scored", **judged, **found)]
+    hit = [request("fault", rate=15, seconds=12.0, at=at / 15) for at in range(180)]
+    for each in hit:
+        if 2 <= each["at"] < 8:
+            each |= {"engine": "openvino", "reason": "it was ended by SIGKILL"}
+    hit[30] |= {"status": 503, "engine": ""}
+    events = [("killed", 2.0), ("away", 2.1), ("back", 8.0)]
+    return {
+        "cold": [request("cold", latency=30_000.0)],
+        "process": [request("process", place, latency=2_500.0) for place in range(plan.rounds)],
+        "start": [request("cached", place, latency=3_500.0) for place in range(plan.rounds)] + several("preloaded"),
+        "caches": caches,
+        "list": lists,
+        "single": loads(50),
+        "batched": loads(80),
+        "fault": hit + [{"condition": "event", "event": event, "at": at} for event, at in events],
+    }
+
+
+def store_serving(directory, given, rows, failed=()):
+    """Write made-up records of the serving experiments as a run keeps them, and as published; `failed` could not be made."""
+    for row in rows:
+        plan = serving.plan(given, OWN[given["checkpoint"]], "sam3-nano", row)
+        for name, records in served(plan).items():
+            kept = [] if name in failed else records
+            serving_store.keep(directory, plan.key(name), plan.definition(name), lambda kept=kept: kept)
+    serving_store.consolidate(directory, directory)
 
 
 def execute(tasks, run_dir):

@@ -8,6 +8,7 @@ from sam3lab.study.style import look, looks, ordered
 from sam3lab.study.tables import NATIVE
 
 Row = tuple[str, str]  # (backend, precision)
+OF_NATIVE = "of native PyTorch's"  # how the units begin of what was recorded as a share of it
 TIED = ", or within the noise "
 
 
@@ -32,6 +33,8 @@ USES = (
     Use("energy", "Least energy an image", "runtimes.energy"),
     Use("warm", "Quickest start, all compiled before", "runtimes.startup"),
     Use("cold", "Quickest first start, nothing compiled", "deployment.cold"),
+    Use("served", "A service: most answered in {serving.deadline}", "serving.goodput", "more"),
+    Use("half", "A service at half load, least p95", "serving.half"),
 )
 
 
@@ -156,6 +159,8 @@ def frame(known: dict[str, dict]):
         text, native = numbers.interval(least, unit=found[chosen[0]]["unit"]), found.get((NATIVE, chosen[0][1]))
         if native and _relative(known, found[chosen[0]]):
             text = f"{numbers.digits(least / native['value'], 2)} of native"
+        if found[chosen[0]]["unit"].startswith(OF_NATIVE):
+            text = f"{numbers.digits(least, 2)} of native"
         for row, record in found.items():
             ends = estimate(record)
             times = [ends.value / least, ends.low / least, ends.high / least]
@@ -173,7 +178,7 @@ def _relative(known: dict[str, dict], record: dict) -> bool:
 def _of(record: dict, native: dict) -> str:
     ends = estimate(record)
     parts = [each / native["value"] for each in (ends.value, ends.low, ends.high)]
-    return f"{numbers.interval(*parts)} of native PyTorch's {'rate' if record['unit'] == 'images/s' else 'time'}"
+    return f"{numbers.interval(*parts)} {OF_NATIVE} {'rate' if record['unit'] == 'images/s' else 'time'}"
 
 
 def estimate(record: dict) -> Estimate:

@@ -10,6 +10,7 @@ from sam3lab.bench.statistics import Estimate
 from sam3lab.study import claims, deployment, numbers
 from sam3lab.study.claims import CONTRADICTED, REPRODUCED, UNTESTED, Claim
 from sam3lab.study.readings import Known, Reading, Setting, readings
+from sam3lab.study.style import look
 from sam3lab.study.tables import ENDS, NATIVE
 
 PUBLISHED = ("facebook/sam3", "sam3")  # checkpoints with the published architecture
@@ -122,6 +123,12 @@ def _word(claim: Claim, known: Known) -> Judged:
 
 
 def _preloading(claim: Claim, known: Known) -> Judged:
+    if served := numbers.rows(known.records, "serving.times.process"):
+        texts = [f"{look(row[0]).label} {record['text']}" for row, record in served.items()]
+        least = min(known.get(f"serving.times.process.{'.'.join(row)}").low for row in served)
+        here = f"a process for each request takes, beside a request to a running service: {'; '.join(texts)}"
+        why = "requests to a process that has loaded the model read no weights"
+        return Judged(claim, REPRODUCED if least > 1 else UNTESTED, why, here)
     group = f"{NATIVE}.{known.precision(NATIVE)}"
     start, call = known.text(f"runtimes.startup.{group}"), known.text(f"runtimes.latency.{group}")
     if not (start and call):
@@ -131,6 +138,15 @@ def _preloading(claim: Claim, known: Known) -> Judged:
 
 
 def _caching(claim: Claim, known: Known) -> Judged:
+    calls = [known.get(f"serving.calls.text.{kind}") for kind in ("new", "cached")]
+    if None not in calls and calls[0].value:
+        new, cached = (int(each.value) for each in calls)
+        times = numbers.rows(known.records, "serving.cached.prompt")
+        here = "; ".join(
+            f"{look(row[0]).label}: {each['text']} the time of a new prompt" for row, each in times.items()
+        )
+        why = f"the text stage ran {cached} times for requests with a cached prompt, {new} times for as many without"
+        return Judged(claim, REPRODUCED if not cached else CONTRADICTED, why, here)
     key = f"prompts.cached.{NATIVE}.{known.precision(NATIVE)}"
     here, words = known.text(key), known.text(f"{key}.words")
     said = {"faster": REPRODUCED, "same": CONTRADICTED, "slower": CONTRADICTED}

@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import math
 
 from sam3lab.bench.case import PRECISIONS
 from sam3lab.errors import UserError
@@ -23,6 +24,11 @@ PARAMETERS = {
     "objects": ([str], "words for several things"),
     "counts": ([int], "numbers of prompts in one call, at least 1 and at most as many words as are stored, or none"),
     "batches": ([int], "numbers of images in one call, at least 1, or none for the device's default"),
+    "fallback": (str, "the runtime that serves on the CPU in need, none, or empty for the device's default"),
+    "loads": ([float], "loads as shares of a service's capacity, more than 0, or none for the device's default"),
+    "seconds": (float, "how long each load lasts, or 0 for the device's default"),
+    "deadline": (float, "seconds in which an answer is in time, or 0 for the device's default"),
+    "requests": (int, "how many requests of each kind are timed one by one, at least 1"),
     "huge": (str, "a larger checkpoint for native PyTorch alone, or empty for the device's default"),
     "accuracy": (bool, "True to score the cases on scenes, False not to"),
     "scenes": (int, "how many scenes of the test split are scored, or 0 for all"),
@@ -36,6 +42,7 @@ PARAMETERS = {
     "figures": (str, "a folder for the figures, or empty for the run's own"),
 }
 LEAST = {"resolution": 0, "scenes": 0, "rounds": 0, "min_samples": 1, "min_seconds": 0.0, "seed": 0}
+LEAST |= {"seconds": 0.0, "deadline": 0.0, "requests": 1}
 INJECTED = "# Parameters"  # how the cell that papermill injects begins
 OURS = ("run", "results", "measure", "figures")  # where to read and write: a study sets these itself
 NEEDED = ("image", "prompt", "description", "objects")
@@ -70,6 +77,7 @@ def converted(name: str, value):
         (name in LEAST and not result >= LEAST[name])
         or (name in ALLOWED and not set(result if isinstance(result, list) else [result]) <= set(ALLOWED[name]))
         or (name in ("counts", "batches") and not all(number >= 1 for number in result))
+        or (name == "loads" and not all(0 < load < math.inf for load in result))
         or (name == "backends" and not all(result))
         or (name in NEEDED and not (result and all(result)))
         or (isinstance(result, list) and len(set(result)) < len(result))

@@ -25,6 +25,7 @@ _SOME = {
     "cuda": [NATIVE, "pytorch-compiled", "onnxruntime", "tensorrt"],
 }
 _FEW = {"cpu": [NATIVE, "onnxruntime", "openvino"], "cuda": _SOME["cuda"]}
+_SERVED = {"fallback": "openvino"}
 OWN = {
     "cpu": {
         "00_machine": {"backends": _ALL["cpu"]},
@@ -35,6 +36,9 @@ OWN = {
         "05_precision": {"backends": _SOME["cpu"], "precisions": ["fp32", "bf16", "fp16", "int8"]},
         "06_calls": {"backends": _FEW["cpu"], "counts": [1], "batches": [1, 4]},
         "07_deployment": {"backends": [NATIVE, "pytorch", "onnxruntime", "openvino"], "rounds": 1},
+        "08_serving": _SERVED
+        | {"backends": [NATIVE, "onnxruntime"], "rounds": 2, "loads": [0.5, 1.0, 1.5]}
+        | {"seconds": 6.0, "deadline": 0.5},
     },
     "cuda": {
         "00_machine": {"backends": _ALL["cuda"], "rounds": 4},
@@ -45,10 +49,14 @@ OWN = {
         "05_precision": {"backends": _ALL["cuda"][:-2], "precisions": ["fp32", "tf32", "bf16", "fp16"]},
         "06_calls": {"backends": _FEW["cuda"], "counts": [1, 2, 4, 8, 16], "batches": [1, 4, 8]},
         "07_deployment": {"backends": _ALL["cuda"]},
+        "08_serving": _SERVED
+        | {"backends": [NATIVE, "pytorch-compiled", "onnxruntime"], "rounds": 1}
+        | {"loads": [0.25, 0.5, 1.0, 1.5], "seconds": 6.0, "deadline": 0.25},
     },
 }
 # The parameters that a device has a default for; of the others an empty value is a value.
 NAMES = ("device", "checkpoint", "backends", "precision", "precisions", "rounds", "counts", "batches", "huge")
+NAMES += ("fallback", "loads", "seconds", "deadline")
 
 
 def device() -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from sam3lab import paths
 from sam3lab.bench.files import write_json
 from sam3lab.errors import UserError
-from sam3lab.study import stored
+from sam3lab.study import serving_store, stored
 from sam3lab.study.parameters import OURS, PARAMETERS, check_name, converted
 
 
@@ -81,6 +81,7 @@ def publish_results(run_dir: Path, directory: Path) -> None:
     from sam3lab.bench import results
 
     results.consolidate(run_dir, directory)
+    serving_store.consolidate(run_dir, directory)
     shutil.copy(run_dir / "facts.json", directory / "facts.json")
     print(f"results stored in {directory}")
 
