@@ -372,8 +372,8 @@ def test_equal_images_and_prompts_of_a_batch_are_there_once(preprocessor):
 # Computing, on the real model
 
 
-def computer(backend, sizes, images_=(16, 2**30), prompts=(16, 2**30)):
-    return Computer(backend, sizes, ("key",), Kept(LruCache(*images_), LruCache(*prompts)))
+def computer(backend, sizes, images_=(16, 2**30), prompts=(16, 2**30), most=200):
+    return Computer(backend, sizes, ("key",), Kept(LruCache(*images_), LruCache(*prompts)), most)
 
 
 @pytest.fixture(scope="module", params=["onnxruntime", "openvino", "pytorch"])
@@ -480,15 +480,20 @@ def test_only_what_scores_above_the_floor_leaves_the_device(backend, preprocesso
         np.testing.assert_array_equal(some.masks, every.masks[:count])
         assert every.masks.dtype == np.float16 and every.masks.shape[1:] == (72, 72)
     assert sum(len(each.scores) for each in high.candidates) > 0
+    (best,) = computer(backend, Sizes(2, 4, False), most=3).run(Batch.of([(inputs, 0.0)]))
+    for every, some in zip(low.candidates, best.candidates, strict=True):
+        np.testing.assert_array_equal(some.scores, every.scores[:3])
+        np.testing.assert_array_equal(some.masks, every.masks[:3])
 
 
-def test_numbers_that_are_not_finite_are_a_failure(backend, preprocessor, scenes):
+@pytest.mark.parametrize("field", ["logits", "masks"])
+def test_numbers_that_are_not_finite_are_a_failure(backend, preprocessor, field):
     class Broken(Tight):
         def detect(self, *arguments):
             raw = self._backend.detect(*arguments)
-            logits = self._backend.upload(np.full_like(self._backend.download(raw.logits), np.nan))
-            return raw._replace(logits=logits)
+            spoilt = self._backend.upload(np.full_like(self._backend.download(getattr(raw, field)), np.nan))
+            return raw._replace(**{field: spoilt})
 
     inputs = preprocessor.inputs(images.load("astronaut"), ("circle",))
-    (failure,) = computer(Broken(backend, 9), Sizes(2, 4, False)).run(Batch.of([(inputs, FLOOR)]))
+    (failure,) = computer(Broken(backend, 9), Sizes(2, 4, False)).run(Batch.of([(inputs, 0.0)]))
     assert isinstance(failure, Failure) and failure.kind == failures.ERROR and "finite" in failure.reason

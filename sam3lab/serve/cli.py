@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--queue", type=int, default=32, help="requests that may wait (default: %(default)s)")
     add("--timeout", type=float, default=30.0, help="seconds that an answer may take (default: %(default)s)")
+    add("--candidates", type=int, default=200, help="most instances of a prompt, best first (default: %(default)s, all)")
     add("--no-batching", action="store_true", help="serve requests that wait together one by one")
     add("--no-cache", action="store_true", help="compute the features of each prompt and image anew")
     add("--no-page", action="store_true", help="the API alone")
@@ -69,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
     key = read_key(args.api_key_file, args.host)
     primary, fallback = engines(args)
     caches = {"prompt_entries": 0, "image_entries": 0} if args.no_cache else {}
-    limits = Limits(queue=args.queue, timeout=args.timeout, batching=not args.no_batching, **caches)
+    wanted = {"queue": args.queue, "timeout": args.timeout, "candidates": args.candidates}
+    limits = Limits(**wanted, batching=not args.no_batching, **caches)
     hosts = (*LOOPBACK, args.host, *args.allowed_host) if is_loopback(args.host) or args.allowed_host else ()
     settings = Settings(key, tuple(name.lower() for name in hosts), args.checkpoint, args.timeout)
 

@@ -40,10 +40,12 @@ class Kept:
 
 
 class Computer:
-    """Runs batches on a loaded backend. key: what cached features depend on, besides their image or prompt."""
+    """Runs batches on a loaded backend. key: what cached features depend on, besides their image or prompt. most: how many
+    candidates of a prompt are kept, best first.
+    """
 
-    def __init__(self, backend: Backend, sizes: Sizes, key: tuple, kept: Kept):
-        self._backend, self._sizes, self._key, self._kept = backend, sizes, key, kept
+    def __init__(self, backend: Backend, sizes: Sizes, key: tuple, kept: Kept, most: int):
+        self._backend, self._sizes, self._key, self._kept, self._most = backend, sizes, key, kept, most
 
     def run(self, batch: Batch) -> list[Found | Failure]:
         """An outcome for each request. Where memory runs out, features are let go and smaller batches tried."""
@@ -200,12 +202,9 @@ class Computer:
         kept = []
         for row, (_, floor) in enumerate(chunk):
             order = np.argsort(-scores[row], kind="stable")
-            kept.append(order[scores[row][order] > floor])
+            kept.append(order[scores[row][order] > floor][: self._most])
         parts = [(raw.masks, (row, int(query))) for row, queries in enumerate(kept) for query in queries]
-        masks = download(self._backend.gather(parts)) if parts else np.empty((0, side, side), np.float32)
-        if not np.isfinite(masks).all():
-            raise RuntimeError("its masks are not finite numbers")
-        masks = np.clip(masks, -_HALF, _HALF).astype(np.float16)
+        masks = _halved(download(self._backend.gather(parts))) if parts else np.empty((0, side, side), np.float16)
         ends = np.cumsum([len(queries) for queries in kept])
         return {
             pair: Candidates(scores[row][kept[row]], boxes[row][kept[row]], masks[end - len(kept[row]) : end])
@@ -242,6 +241,16 @@ def _above(found: Candidates, floor: float) -> Candidates:
     if count == len(found.scores):
         return found
     return Candidates(found.scores[:count], found.boxes[:count], found.masks[:count])
+
+
+def _halved(masks: np.ndarray) -> np.ndarray:
+    """Mask logits as float16. Raises RuntimeError where one is no finite number."""
+    halved = np.empty(masks.shape, np.float16)
+    for mask, half in zip(masks, halved, strict=True):  # one at a time stays in the processor's cache
+        if not np.isfinite(mask).all():
+            raise RuntimeError("its masks are not finite numbers")
+        half[...] = np.clip(mask, -_HALF, _HALF)
+    return halved
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:

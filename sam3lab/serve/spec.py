@@ -39,6 +39,7 @@ class Limits:
     queue             requests that may wait; one more is refused
     batching          whether requests that wait together are served together
     images, pairs     most images, and most image–prompt pairs, of one call; a request with more prompts takes several
+    candidates        most instances of a prompt that an answer has; the best are kept
     fill              how long a batch waits to fill; 0: only what waits together is served together
     timeout           the longest that a request may ask to wait for its answer
     prompt_entries, prompt_bytes, image_entries, image_bytes
@@ -56,6 +57,7 @@ class Limits:
     batching: bool = True
     images: int = 4
     pairs: int = 8
+    candidates: int = 200  # SAM 3's queries: all
     fill: float = 0.0
     timeout: float = 60.0
     prompt_entries: int = 1024
@@ -71,7 +73,7 @@ class Limits:
     recovery_most: float = 300.0
 
     def __post_init__(self):
-        whole = {"queue": 1, "images": 1, "pairs": 1, "probes": 1}
+        whole = {"queue": 1, "images": 1, "pairs": 1, "candidates": 1, "probes": 1}
         whole |= dict.fromkeys(("prompt_entries", "prompt_bytes", "image_entries", "image_bytes"), 0)
         for name, least in whole.items():
             _check(name, getattr(self, name), least, whole=True)

@@ -78,7 +78,7 @@ class _Worker:
             LruCache(limits.image_entries, limits.image_bytes), LruCache(limits.prompt_entries, limits.prompt_bytes)
         )
         key = sha256, artifacts.precision, artifacts.resolution
-        self._computer = Computer(self._backend, sizes, key, kept)
+        self._computer = Computer(self._backend, sizes, key, kept, limits.candidates)
         self._ids, self._mask = load_tokenizer(artifacts.checkpoint).encode(["a thing"])
         random = np.random.default_rng(0)
         self._pixels = random.integers(0, 256, (1, 3, artifacts.resolution, artifacts.resolution), dtype=np.uint8)
