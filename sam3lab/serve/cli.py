@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--queue", type=int, default=32, help="requests that may wait (default: %(default)s)")
     add("--timeout", type=float, default=30.0, help="seconds that an answer may take (default: %(default)s)")
-    add("--candidates", type=int, default=200, help="most instances of a prompt, best first (default: %(default)s, all)")
+    add(
+        "--candidates", type=int, default=200, help="most instances of a prompt, best first (default: %(default)s, all)"
+    )
     add("--no-batching", action="store_true", help="serve requests that wait together one by one")
     add("--no-cache", action="store_true", help="compute the features of each prompt and image anew")
     add("--no-page", action="store_true", help="the API alone")

@@ -38,7 +38,7 @@ OWN = {
         "07_deployment": {"backends": [NATIVE, "pytorch", "onnxruntime", "openvino"], "rounds": 1},
         "08_serving": _SERVED
         | {"backends": [NATIVE, "onnxruntime"], "rounds": 2, "loads": [0.5, 1.0, 1.5]}
-        | {"seconds": 6.0, "deadline": 0.5},
+        | {"seconds": 3.5, "deadline": 0.5},
     },
     "cuda": {
         "00_machine": {"backends": _ALL["cuda"], "rounds": 4},
