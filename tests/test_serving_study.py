@@ -1,5 +1,6 @@
 """What serving costs and gains: the load that is made, the experiments, what is kept of them, and what is said."""
 
+import dataclasses
 import http.server
 import io
 import json
@@ -419,3 +420,9 @@ def test_caching_is_judged_by_whether_the_stage_ran(cached, verdict):
     known = {"serving.calls.text.new": numbers.number(40), "serving.calls.text.cached": numbers.number(cached)}
     found = judged(known | {"serving.cached.prompt.onnxruntime.fp32": record(0.95, 0.9, 1.0)})["C2"]
     assert found.verdict == verdict and f"ran {cached} times" in found.why and "0.950" in found.here
+
+
+def test_random_weights_are_held_to_a_few_candidates():
+    trained, random = (dataclasses.replace(PLAN, checkpoint=name).options() for name in ("sam3-nano", "sam3"))
+    assert "--candidates" not in trained
+    assert int(random[random.index("--candidates") + 1]) < 200

@@ -2,7 +2,10 @@
 
 from dataclasses import asdict, dataclass
 
+from sam3lab.model.checkpoint import is_random
 from sam3lab.study import serving_store as store
+
+CANDIDATES = 10  # that a prompt may have with random weights, by which every query is one: as many as in a real image
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Plan:
         """Arguments of `sam3lab serve`, with no fallback unless one of `more` says which."""
         fixed = ["--checkpoint", self.checkpoint, "--backend", self.backend, "--device", self.device]
         fixed += ["--precision", self.precision]
+        if is_random(self.checkpoint):
+            fixed += ["--candidates", str(CANDIDATES)]
         return [*fixed, *([] if "--fallback" in more else ["--fallback", "none"]), *more]
 
 
