@@ -124,14 +124,14 @@ def verdict_path(run_dir: Path, case: Case) -> Path:
 
 def is_done(run_dir: Path, case: Case, round_: int) -> bool:
     """A clean end, rows on disk with the right checksum, and in round 0 what parity needs: the outputs, or the verdict on
-    them, so that a run can be moved to another disk without its outputs.
+    raw ones, so that a run can be moved to another disk without them. Predictions are for other readers, too.
     """
     path = mark_path(run_dir, case, round_)
     mark = read_mark(path)
     if mark is None or mark["status"] != "done" or not intact(path, mark):
         return False
     outputs = outputs_path(run_dir, case)
-    if round_ > 0 or verdict_path(run_dir, case).exists():
+    if round_ > 0 or (case.mode != "accuracy" and verdict_path(run_dir, case).exists()):
         return True
     return outputs.exists() and outputs.stat().st_size == mark["outputs_bytes"]
 
