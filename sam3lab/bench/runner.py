@@ -15,12 +15,14 @@ from sam3lab.bench.case import Case
 from sam3lab.bench.progress import Progress
 from sam3lab.cores import available_cores
 from sam3lab.errors import UserError
+from sam3lab.model.checkpoint import weight_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PREPARE_TIMEOUT = 3600.0
-CORES_A_JOB = 4  # of those that prepare at the same time
+CORES_A_JOB = 4  # of those that prepare at the same time; an export of gigabytes also takes three times their memory
+SMALL = 100_000_000  # bytes of weights under which one core does
 
 
 def measure(
@@ -154,12 +156,17 @@ class _Run:
         for case in cases:
             if not records.failure(self.run_dir, case) and not self._is_done(case, rounds):
                 waiting.setdefault(self._key(case), case)
-        jobs = min(available_cores() // CORES_A_JOB, len(waiting))
-        if jobs < 2:
+        if min(available_cores(), len(waiting)) < 2:
             return
+        cores = 1
         for checkpoint in dict.fromkeys(case.checkpoint for case in waiting.values()):
             key = next(key for key, case in waiting.items() if case.checkpoint == checkpoint)
-            self._answer(waiting.pop(key), talk)
+            answer = self._answer(waiting.pop(key), talk)
+            if "artifacts" not in answer or weight_bytes(Path(answer["artifacts"]["checkpoint"])) > SMALL:
+                cores = CORES_A_JOB
+        jobs = min(available_cores() // cores, len(waiting))
+        if jobs < 2:
+            return
         talk.say(f"preparing {len(waiting)} more kinds of case, {jobs} at a time")
         left: queue.SimpleQueue[tuple[tuple, Case]] = queue.SimpleQueue()
         for item in waiting.items():

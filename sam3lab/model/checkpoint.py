@@ -94,6 +94,11 @@ def weight_files(directory: Path) -> list[Path]:
     raise UserError(f"{directory} has no model.safetensors: give a directory in {HUB}'s format")
 
 
+def weight_bytes(directory: Path) -> int:
+    """How large those files are together."""
+    return sum(path.stat().st_size for path in weight_files(directory))
+
+
 def read_tensors(directory: Path, device: str = "cpu") -> dict:
     """The tensors of a checkpoint by the reference's names, without the prefix that the video model gives its detector.
 

@@ -43,8 +43,9 @@ def loaded_bytes(case) -> int:
 
     wanted = Artifacts(checkpoint.resolve(case.checkpoint), case.resolution, case.precision, case.device, case.threads)
     made = backends.get(case.backend).prepare(wanted)
-    files = checkpoint.weight_files(made.checkpoint) if made.graphs is None else sorted(made.graphs.iterdir())
-    return sum(path.stat().st_size for path in files)
+    if made.graphs is None:
+        return checkpoint.weight_bytes(made.checkpoint)
+    return sum(path.stat().st_size for path in made.graphs.iterdir())
 
 
 def sizes(study, cases) -> dict[tuple[str, str], float]:
