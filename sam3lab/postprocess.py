@@ -82,21 +82,29 @@ def detections(
     scores = logits.sigmoid() * presence.sigmoid()
 
     found = []
-    for pair, (height, width) in enumerate(np.broadcast_to(size, (len(scores), 2)).tolist()):
+    for pair, shape in enumerate(np.broadcast_to(size, (len(scores), 2)).tolist()):
         order = scores[pair].argsort(descending=True, stable=True)
         kept = order[scores[pair][order] > score_threshold]
-        limits = torch.tensor([width, height, width, height], dtype=torch.float32)
-        enlarged = np.empty((len(kept), height, width), dtype=bool)
-        # One at a time: float probabilities of every query at the image's size would fill gigabytes.
-        for row, query in enumerate(kept.tolist()):
-            probability = masks[pair, query].sigmoid()[None, None]
-            probability = torch.nn.functional.interpolate(probability, size=(height, width), mode="bilinear")
-            enlarged[row] = (probability[0, 0] > mask_threshold).numpy()
-        found.append(
-            Detections(
-                scores=scores[pair][kept].numpy(),
-                boxes=(boxes[pair][kept] * limits).clamp(min=0).minimum(limits).numpy(),
-                masks=enlarged,
-            )
-        )
+        parts = (each[pair][kept].numpy() for each in (scores, boxes, masks))
+        found.append(at_image_size(*parts, shape, mask_threshold))
     return found
+
+
+def at_image_size(
+    scores: np.ndarray, boxes: np.ndarray, masks: np.ndarray, size: tuple[int, int], mask_threshold: float = 0.5
+) -> Detections:
+    """What was chosen of one pair, with its masks enlarged and boxes in pixels, as `detections` does both.
+
+    scores float32 [k], highest first; boxes float32 [k, 4] in 0..1; masks float [k, h, w], logits; size the image's (H, W).
+    """
+    import torch
+
+    height, width = size
+    limits = np.array([width, height, width, height], dtype=np.float32)
+    enlarged = np.empty((len(scores), height, width), dtype=bool)
+    # One at a time: float probabilities of every query at the image's size would fill gigabytes.
+    for row, mask in enumerate(masks):
+        probability = torch.from_numpy(np.require(mask, np.float32, ["C", "W"])).sigmoid()[None, None]
+        probability = torch.nn.functional.interpolate(probability, size=(height, width), mode="bilinear")
+        enlarged[row] = (probability[0, 0] > mask_threshold).numpy()
+    return Detections(scores, np.clip(boxes * limits, 0, limits), enlarged)

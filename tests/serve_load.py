@@ -37,6 +37,10 @@ class Load:
     def answered(self) -> int:
         return len(self.seconds)
 
+    def counts(self) -> dict:
+        names = ("sent", "accepted", "rejected", "answered", "errors", "engines")
+        return {name: getattr(self, name) for name in names}
+
     def percentile(self, q: float) -> float:
         return float(np.percentile(self.seconds, q)) if self.seconds else float("nan")
 
@@ -123,12 +127,7 @@ def overload(service: Service, seconds: float, factor: float = 10.0, timeout: fl
     load = clients.run(factor * capacity, seconds)
     return {
         "capacity": round(capacity, 1),
-        "sent": load.sent,
-        "accepted": load.accepted,
-        "rejected": load.rejected,
-        "answered": load.answered,
-        "errors": load.errors,
-        "engines": load.engines,
+        **load.counts(),
         "p50": round(load.percentile(50), 3),
         "p95": round(load.percentile(95), 3),
         "deadline": timeout,
@@ -147,12 +146,7 @@ def kill_under_load(service: Service, seconds: float, timeout: float = 8.0) -> d
     load = clients.run(rate, seconds)
     timer.join()
     return {
-        "sent": load.sent,
-        "accepted": load.accepted,
-        "rejected": load.rejected,
-        "answered": load.answered,
-        "errors": load.errors,
-        "engines": load.engines,
+        **load.counts(),
         "longest_silence": round(load.longest_silence, 2),
     }
 

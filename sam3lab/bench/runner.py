@@ -41,8 +41,9 @@ def measure(
 
     Each stage of each case gets at least `min_samples` samples and `min_seconds` seconds over its `rounds` together.
     Every round has an order of its own, seeded. `timeout`: seconds for one case-round. The fp32 case of the backend
-    `reference` is added where it is not among the cases, and an A/A twin of one that runs where there is none. Accuracy cases run once, whatever the rounds. What cannot run here is recorded as skipped; a worker that
-    crashes or hangs is recorded as failed, its case's later rounds are left out, and the run goes on (see
+    `reference` is added where it is not among the cases, and an A/A twin of one that runs where there is none. Accuracy
+    cases run once, whatever the rounds. What cannot run here is recorded as skipped; a worker that crashes or hangs is
+    recorded as failed, its case's later rounds are left out, and the run goes on (see
     results.failures). `retry_failed` tries recorded failures again.
 
     A run that was interrupted, by Ctrl-C or kill -9, is resumed by the same call: finished case-rounds are kept, and the

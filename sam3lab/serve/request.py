@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sam3lab.postprocess import Detections, check_thresholds, detections
+from sam3lab.postprocess import Detections, at_image_size, check_thresholds
 
 FLOOR = 0.05  # candidates that score less are not kept, whatever threshold is asked for first
 
@@ -64,10 +64,12 @@ class Answer:
         No model runs. Raises UserError for a threshold outside 0..1.
         """
         check_thresholds(score_threshold, mask_threshold)
-        return [
-            (prompt, _detections(each, self.size, score_threshold, mask_threshold))
-            for prompt, each in zip(self.prompts, self.candidates, strict=True)
-        ]
+        found = []
+        for prompt, each in zip(self.prompts, self.candidates, strict=True):
+            kept = each.scores > score_threshold
+            parts = each.scores[kept], each.boxes[kept], each.masks[kept]
+            found.append((prompt, at_image_size(*parts, self.size, mask_threshold)))
+        return found
 
 
 class ServiceError(Exception):
@@ -92,16 +94,3 @@ class WorkerLost(ServiceError):
 
 class NotReady(ServiceError):
     """No engine is there that could answer: still starting, or all of them failing."""
-
-
-def _detections(found: Candidates, size: tuple[int, int], score: float, mask: float) -> Detections:
-    kept = found.scores > score
-    # Scores are known already; `detections` wants logits, of which presence is certain.
-    scores = np.clip(found.scores[kept].astype(np.float64), 1e-7, 1 - 1e-7)
-    fields = {
-        "logits": np.log(scores / (1 - scores))[None],
-        "presence": np.full((1, 1), 40.0),
-        "boxes": found.boxes[kept][None],
-        "masks": found.masks[kept].astype(np.float32)[None],
-    }
-    return detections(fields, size, 0.0, mask)[0]

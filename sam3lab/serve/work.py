@@ -8,12 +8,11 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
 import numpy as np
 
-from sam3lab.postprocess import check_thresholds
+from sam3lab.postprocess import at_image_size, check_thresholds
 from sam3lab.serve.request import Answer, Busy, Candidates, Late
 from sam3lab.serve.schema import Cached, Instance, Segmentation
 
@@ -140,14 +139,12 @@ def warm_up() -> None:
 
 
 def _instance(answer: Answer, prompt: int, candidate: int, score: float, mask_threshold: float) -> Instance:
-    candidates, row = answer.candidates[prompt], slice(candidate, candidate + 1)
-    one = replace(candidates, scores=candidates.scores[row], boxes=candidates.boxes[row], masks=candidates.masks[row])
-    alone = replace(answer, prompts=answer.prompts[prompt : prompt + 1], candidates=(one,))
-    ((text, detection),) = alone.detections(0.0, mask_threshold)
+    found, row = answer.candidates[prompt], slice(candidate, candidate + 1)
+    one = at_image_size(found.scores[row], found.boxes[row], found.masks[row], answer.size, mask_threshold)
     return Instance(
-        prompt=text,
+        prompt=answer.prompts[prompt],
         score=score,
-        box=detection.boxes[0].tolist(),
-        segmentation=detection.rle()[0],
-        area=int(np.count_nonzero(detection.masks)),
+        box=one.boxes[0].tolist(),
+        segmentation=one.rle()[0],
+        area=int(np.count_nonzero(one.masks)),
     )
