@@ -146,3 +146,41 @@ class MeetsAnother(Quick):
                 raise UserError("nothing else was prepared at the same time")
             time.sleep(0.02)
         return artifacts
+
+
+def _come(name):
+    """Leave a file of that name in SAM3LAB_TEST_MEETING; the folder."""
+    place = Path(os.environ["SAM3LAB_TEST_MEETING"])
+    (place / name).touch()
+    return place
+
+
+class OnGpu(Quick):
+    """Says that it computes on a GPU."""
+
+    @classmethod
+    def unavailable(cls, device="cpu", precision="fp32"):
+        return None
+
+
+class AnswersBeside(OnGpu):
+    """Can only be loaded while another is: each leaves a file in SAM3LAB_TEST_MEETING and waits for two."""
+
+    def load(self, artifacts):
+        place = _come(f"{type(self).__name__}-{artifacts.precision}")
+        deadline = time.monotonic() + 30
+        while len(list(place.iterdir())) < 2:
+            if time.monotonic() > deadline:
+                raise UserError("nothing else answered at the same time")
+            time.sleep(0.02)
+        super().load(artifacts)
+
+
+class NeedsAll(AnswersBeside):
+    """Has no memory the first time, when another is there."""
+
+    def load(self, artifacts):
+        first = not (Path(os.environ["SAM3LAB_TEST_MEETING"]) / f"NeedsAll-{artifacts.precision}").exists()
+        super().load(artifacts)
+        if first:
+            raise MemoryError

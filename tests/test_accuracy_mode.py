@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from sam3lab.backends import Artifacts
-from sam3lab.bench import accuracy, cli, plan, predict, records, results, split_parity
+from sam3lab.bench import accuracy, cli, plan, predict, records, results, runner, split_parity
 from sam3lab.bench.case import FIELDS, Case, accuracy_case
 from sam3lab.bench.scene_inputs import SceneInputs
 from sam3lab.errors import UserError
@@ -87,6 +87,19 @@ def test_it_runs_once_and_is_not_run_again(run):
     rows = results.load(run_dir)
     assert set(rows.loc[rows["phase"] == "accuracy", "stage"]) == {"test"}
     assert set(rows.loc[rows["replica"] == 1, "mode"]) == {"model"}  # of a speed case, not of an accuracy case
+
+
+def test_on_a_gpu_they_answer_side_by_side_and_again_alone_after_a_failure(checkpoint, tmp_path, monkeypatch):
+    build.build(tmp_path / "scenes", {"test": 1, "compositional": 1})
+    (tmp_path / "meeting").mkdir()
+    monkeypatch.setenv("SAM3LAB_TEST_MEETING", str(tmp_path / "meeting"))
+    monkeypatch.setattr(store, "SCENES", tmp_path / "scenes")
+    monkeypatch.setattr(runner, "available_cores", lambda: 2 * runner.CORES_A_JOB)
+    names = ("tests.fakes:AnswersBeside", "tests.fakes:NeedsAll")
+    cases = [accuracy_case(case(checkpoint, name, device="cuda")) for name in names]
+    short(cases, tmp_path / "run", reference="tests.fakes:OnGpu")
+    assert results.failures(tmp_path / "run").empty
+    assert {mark["case"] for mark in records.marks(tmp_path / "run")} > {each.id for each in cases}
 
 
 def test_a_backend_that_compiles_gets_one_prompt_at_a_time(run):

@@ -55,3 +55,18 @@ def test_peak_memory_counts_from_the_reset():
     if not memory.reset_rss_peak():
         pytest.skip("this kernel does not let a process reset its peak")
     assert memory.rss_peak() < before - 30
+
+
+def test_a_distribution_whose_module_another_stands_in_front_of_is_not_there(tmp_path, monkeypatch):
+    for folder, name, number in (("near", "onnxruntime_gpu", "1.31.1"), ("far", "onnxruntime", "1.30.0")):
+        about = tmp_path / folder / f"{name}-{number}.dist-info"
+        about.mkdir(parents=True)
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n")
+        (tmp_path / folder / "onnxruntime").mkdir()
+        (tmp_path / folder / "onnxruntime" / "__init__.py").touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "near"), str(tmp_path / "far")])
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    assert environment.version("onnxruntime-gpu") == "1.31.1"
+    assert environment.version("onnxruntime") is None
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "far")])
+    assert environment.version("onnxruntime") == "1.30.0" and environment.version("onnxruntime-gpu") is None

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -33,6 +34,7 @@ PACKAGES = (
     "nvidia-cudnn-cu13",
     "sam3",
 )
+_MODULES = {"onnxruntime": "onnxruntime", "onnxruntime-gpu": "onnxruntime"}
 _ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "asimd")
 
 # Recorded, but free to differ between rows that are put together: they change by themselves, or with work that cannot
@@ -94,11 +96,18 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[A
 
 
 def version(package: str) -> str | None:
-    """The installed version of a distribution, found without importing it; None if absent."""
+    """The installed version of a distribution, found without importing it; None if absent, or if its module is not the one
+    that would be imported: onnxruntime and onnxruntime-gpu, say, have a module of one name.
+    """
     try:
-        return importlib.metadata.version(package)
+        found = importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+    module = _MODULES.get(package)
+    spec = importlib.util.find_spec(module) if module else None
+    if spec and spec.origin and not Path(found.locate_file(f"{module}/__init__.py")).samefile(spec.origin):
+        return None
+    return found.version
 
 
 def cpu() -> dict[str, Any]:

@@ -5,10 +5,12 @@ import json
 import os
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from sam3lab.bench import environment, inputs, nvml, parity, plan, prepare, process, records, scene_inputs
 from sam3lab.bench.case import Case
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PREPARE_TIMEOUT = 3600.0
-CORES_A_JOB = 4  # of those that prepare at the same time; an export of gigabytes also takes three times their memory
+CORES_A_JOB = 2  # of those that prepare, or answer, at the same time
+MEMORY_A_JOB = 4  # times the weights: what an export takes at most
 SMALL = 100_000_000  # bytes of weights under which one core does
 
 
@@ -99,7 +102,8 @@ class _Run:
         if len(left) < len(steps):
             talk.say(f"{len(steps) - len(left)} of {len(steps)} case-rounds are there already")
         with Progress(left, shown, self._past(able)) as progress:
-            for case, round_ in left:
+            self._answer_untimed(able, progress)
+            for case, round_ in self._undone(left):
                 if round_ == 0:
                     self._step(case, round_, progress)
             twin = None if any(case.replica for case in cases) else self._twin(able)
@@ -159,32 +163,35 @@ class _Run:
                 waiting.setdefault(self._key(case), case)
         if min(available_cores(), len(waiting)) < 2:
             return
-        cores = 1
+        largest = 0
         for checkpoint in dict.fromkeys(case.checkpoint for case in waiting.values()):
             key = next(key for key, case in waiting.items() if case.checkpoint == checkpoint)
             answer = self._answer(waiting.pop(key), talk)
-            if "artifacts" not in answer or weight_bytes(Path(answer["artifacts"]["checkpoint"])) > SMALL:
-                cores = CORES_A_JOB
-        jobs = min(available_cores() // cores, len(waiting))
-        if jobs < 2:
+            if "artifacts" in answer:
+                largest = max(largest, weight_bytes(Path(answer["artifacts"]["checkpoint"])))
+        jobs = available_cores()
+        if largest > SMALL:
+            jobs = min(jobs // CORES_A_JOB, psutil.virtual_memory().available // (MEMORY_A_JOB * largest))
+        if min(jobs, len(waiting)) < 2:
             return
-        talk.say(f"preparing {len(waiting)} more kinds of case, {jobs} at a time")
-        left: queue.SimpleQueue[tuple[tuple, Case]] = queue.SimpleQueue()
-        for item in waiting.items():
-            left.put(item)
+        talk.say(f"preparing {len(waiting)} more kinds of case, {min(jobs, len(waiting))} at a time")
 
-        def work() -> None:
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    key, case = left.get_nowait()
-                    self.prepared[key] = self._ask(case)
+        def ask(item: tuple[tuple, Case]) -> None:
+            self.prepared[item[0]] = self._ask(item[1])
 
-        # daemons, since Ctrl-C is not to wait for them: a child dies with the thread that started it
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(jobs)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        _side_by_side(ask, list(waiting.items()), jobs)
+
+    def _answer_untimed(self, cases: list[Case], progress: Progress) -> None:
+        """What measures no time answers side by side where a GPU computes, since one process leaves most of that idle.
+
+        One that fails so may have lacked memory: it stays undone, and answers again in its turn, by itself.
+        """
+        left = [case for case, _ in self._undone(plan.steps(cases, 1, 0)) if case.once and case.device == "cuda"]
+        jobs = available_cores() // CORES_A_JOB
+        if min(jobs, len(left)) < 2:
+            return
+        nvml.refuse_others()
+        _side_by_side(lambda case: self._step(case, 0, progress, alone=False), left, jobs)
 
     def _answer(self, case: Case, talk: Progress) -> dict[str, Any]:
         """What bench.prepare says of the case, and its log; asked once for what loads the same things."""
@@ -209,8 +216,8 @@ class _Run:
             answer = {"status": outcome.status, "reason": f"while preparing: {outcome.reason}"}
         return answer | {"log": str(log.relative_to(self.run_dir))}
 
-    def _step(self, case: Case, round_: int, progress: Progress) -> None:
-        """One case-round: a process, then its record."""
+    def _step(self, case: Case, round_: int, progress: Progress, alone: bool = True) -> None:
+        """One case-round: a process, then its record; where others run beside it, none of a failure."""
         if records.failure(self.run_dir, case):
             progress.end(case, round_)  # it failed before, and would again
             return
@@ -230,7 +237,7 @@ class _Run:
             "outputs": str(outputs) if round_ == 0 else None,
         }
         log = self._log(f"{case.id}-r{round_}")
-        if case.device == "cuda":
+        if case.device == "cuda" and alone:
             nvml.refuse_others()
         outcome, answered = self._child("worker", job, log, self.timeout, self._threads(case), offline=True)
         facts = {
@@ -244,7 +251,7 @@ class _Run:
             measurements = answered["measurements"]
             records.record(self.run_dir, case, round_, measurements, worker=answered["facts"], **facts)
             progress.end(case, round_, outcome.seconds)
-        else:
+        elif alone:
             status = "timeout" if outcome.status == "timeout" else "failed"
             facts["last_lines"] = process.tail(log)
             records.record_failure(self.run_dir, case, round_, status, outcome.reason, **facts)
@@ -305,3 +312,22 @@ class _Run:
     @staticmethod
     def _threads(case: Case) -> int:
         return case.threads or available_cores()
+
+
+def _side_by_side(do: Callable[[Any], None], items: Iterable[Any], jobs: int) -> None:
+    """`do` of each item, so many at a time."""
+    left: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for item in items:
+        left.put(item)
+
+    def work() -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                do(left.get_nowait())
+
+    # daemons, since Ctrl-C is not to wait for them: a child dies with the thread that started it
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(jobs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
