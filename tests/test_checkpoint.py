@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sam3lab.errors import UserError
-from sam3lab.model import checkpoint
+from sam3lab.model import checkpoint, weights
 from sam3lab.model.config import ARCHITECTURES, read_config
+from sam3lab.model.sam3 import Sam3
 from tests.conftest import SMALL
 
 
@@ -211,3 +212,14 @@ def test_known_architectures_have_the_sizes_they_promise(name):
         assert 3.5 < sum(millions.values()) - table < 4.5
     if name == "sam3-huge":
         assert millions["image"] > 600
+
+
+def test_tensors_are_rounded_as_they_are_read_and_held_once(small_checkpoint):
+    tensors = checkpoint.read_tensors(small_checkpoint, dtype=torch.bfloat16)
+    assert {tensor.dtype for tensor in tensors.values() if tensor is not None} == {torch.bfloat16}
+    with torch.device("meta"):
+        model = Sam3(read_config(small_checkpoint))
+    state = weights.from_reference(model, tensors)
+    assert all(weights.unused(name) for name in tensors)  # what was used is the state's alone
+    whole = checkpoint.load_model(small_checkpoint)
+    assert all(torch.equal(state[name], value.bfloat16()) for name, value in whole.state_dict().items())

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import nbformat
 import pytest
 
-from sam3lab.study import report
+from sam3lab.study import published, report
 from sam3lab.study.notebook import Study
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"></svg>'
@@ -147,7 +147,7 @@ def test_what_a_notebook_shows_is_escaped_and_complete(tmp_path, capsys):
     shown = []
     import IPython.display
 
-    original, IPython.display.display = IPython.display.display, lambda *what: shown.extend(each.data for each in what)
+    original, IPython.display.display = IPython.display.display, shown.append
     try:
         study.show("x", "Takes {a.one} <i>", 'An "alt" of {a.one}')
         study.say("- **{name.*}** takes {a.*}", each=["one", "two"])
@@ -156,6 +156,26 @@ def test_what_a_notebook_shows_is_escaped_and_complete(tmp_path, capsys):
     finally:
         IPython.display.display = original
     figure, nothing, one, none = shown
-    assert "Takes 2.00 ms &lt;i&gt;" in figure and 'alt="An &quot;alt&quot; of 2.00 ms"' in figure
+    page, text = figure._repr_html_(), figure._repr_markdown_()
+    nothing, one, none = nothing.data, one.data, none.data
+    assert "Takes 2.00 ms &lt;i&gt;" in page and 'alt="An &quot;alt&quot; of 2.00 ms"' in page
+    assert text == '![An "alt" of 2.00 ms](x.png)\n\n*Takes 2.00 ms &lt;i&gt;*'
     assert one == "- PyTorch (lean) takes 2.00 ms"
     assert "not measured" in nothing and "not measured" in none
+
+
+def test_what_is_published_is_prose_and_tables_in_order_with_figures_beside_it(run_dir, tmp_path):
+    path = run_dir / "notebooks" / "01_runtimes.ipynb"
+    book = nbformat.read(path, as_version=4)
+    both = {"text/html": "<table>never this</table>", "text/markdown": "| a |\n| --: |\n| 1 |"}
+    book.cells.append(cell("table()", nbformat.v4.new_output("display_data", data=both)))
+    nbformat.write(book, path)
+    target = tmp_path / "figures"
+    target.mkdir()
+    text = published.write(run_dir, target, tmp_path / "h200").read_text()
+    assert text == (target / "report.md").read_text() and text.startswith("# Results of `h200`\n")
+    parts = ("## Key findings", "It is *quick*.", "## Which is fast?", "### What was seen", "- **One**", "| 1 |")
+    places = [text.index(part) for part in (*parts, "## How does it grow?", "### Parity")]
+    assert places == sorted(places)
+    for absent in ("never this", "progress", "measure()", "ZeroDivisionError", "base64"):
+        assert absent not in text

@@ -140,6 +140,9 @@ def test_a_table_is_escaped_aligned_and_read_back_as_numbers():
     assert "a &amp; b" in page and "<b>" not in page and "A &lt;caption&gt;" in page
     assert '<td class="number" style="text-align:right">1.00 [0.90, 1.10]</td>' in page
     assert page.count('scope="col"') == 3 and page.count('scope="row"') == 2
+    text = markup.to_markdown(frame.assign(why="x|y"), "A <caption>").split("\n")
+    assert text[0] == "*A &lt;caption&gt;*" and text[2] == "| Name &lt;b&gt; | Time, ms | n | why |"
+    assert text[3:5] == ["| :-- | --: | --: | :-- |", "| a &amp; b | 1.00 [0.90, 1.10] | 3 | x\\|y |"]
     back = pd.read_csv(io.StringIO(markup.to_csv(frame)))
     assert back["Time, ms low"].iloc[0] == 0.9 and back["n"].tolist() == [3, 4] and back["Time, ms"].isna().iloc[1]
 

@@ -21,6 +21,10 @@ class PyTorchBackend(TorchBackend):
 
         model = load_model(artifacts.checkpoint, artifacts.resolution, dtype, artifacts.device)
         self.stages = {"image": model.image_encoder, "text": model.text_encoder, "detect": model.detector}
+        if artifacts.device == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()  # graphs have pools of their own, which could not use what loading leaves
 
     def image(self, pixels: Any) -> Any:
         return self._run("image", pixels)

@@ -27,7 +27,8 @@ def missing(*modules: str) -> str | None:
     """Which of these modules cannot be imported, with the remedy, or None. Imports none of them."""
     for module in modules:
         if importlib.util.find_spec(module) is None:
-            return f"the package {module} is not installed: run `make setup`, or pip install sam3lab[cpu] or [gpu]"
+            extra = "gpu" if module in ("tensorrt", "pycuda") else "cpu] or [gpu"
+            return f"the package {module} is not installed: run `make setup`, or pip install sam3lab[{extra}]"
     return None
 
 

@@ -99,10 +99,10 @@ def weight_bytes(directory: Path) -> int:
     return sum(path.stat().st_size for path in weight_files(directory))
 
 
-def read_tensors(directory: Path, device: str = "cpu") -> dict:
+def read_tensors(directory: Path, device: str = "cpu", dtype=None) -> dict:
     """The tensors of a checkpoint by the reference's names, without the prefix that the video model gives its detector.
 
-    Those that this code never reads (`weights.unused`) stay on disk, and leave their names with None in their place.
+    dtype: a torch dtype that each is given as soon as it is read; None for the file's own. Those that this code never reads (`weights.unused`) stay on disk, and leave their names with None in their place.
     Raises UserError for a damaged file.
     """
     from safetensors import SafetensorError, safe_open
@@ -115,7 +115,7 @@ def read_tensors(directory: Path, device: str = "cpu") -> dict:
             with safe_open(path, framework="pt", device=device) as file:
                 for stored in file.keys():  # noqa: SIM118 (not a mapping)
                     name = stored.removeprefix("detector_model.")
-                    tensors[name] = None if unused(name) else file.get_tensor(stored)
+                    tensors[name] = None if unused(name) else file.get_tensor(stored).to(dtype)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} is not a whole safetensors file ({error}): download it again") from error
     return tensors
@@ -134,9 +134,9 @@ def load_model(directory: Path, resolution: int | None = None, dtype=None, devic
 
     with torch.device("meta"):
         model = Sam3(read_config(directory), resolution)
-    state = from_reference(model, read_tensors(directory, device))
-    model.load_state_dict(state, assign=True)
-    return model.eval().requires_grad_(False).to(device=device, dtype=dtype or torch.float32)
+    dtype = dtype or torch.float32
+    model.load_state_dict(from_reference(model, read_tensors(directory, device, dtype)), assign=True)
+    return model.eval().requires_grad_(False).to(device=device, dtype=dtype)
 
 
 def fingerprint(directory: Path) -> str:

@@ -5,7 +5,7 @@ shorter names; everything else is renamed only.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -54,8 +54,9 @@ def sources(name: str) -> list[str]:
     return [renamed.replace(fused[0], f"{part}_proj") for part in fused[1]] if fused else [renamed]
 
 
-def from_reference(model: Sam3, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The lean model's state dict from the reference's tensors by name.
+def from_reference(model: Sam3, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The lean model's state dict from the reference's tensors by name, of which `tensors` loses those that are used, so
+    that memory holds them once.
 
     Raises UserError naming what is absent, unknown or of a wrong shape.
     """
@@ -66,7 +67,7 @@ def from_reference(model: Sam3, tensors: Mapping[str, Tensor]) -> dict[str, Tens
     _refuse("has unknown tensors", (name for name in tensors.keys() - needed if not unused(name)))
     state = {}
     for name, names in plan.items():
-        parts = [tensors[source] for source in names]
+        parts = [tensors.pop(source) for source in names]
         rows = wanted[name].shape[0] // len(parts)
         expected = (rows, *wanted[name].shape[1:])
         for source, part in zip(names, parts, strict=True):

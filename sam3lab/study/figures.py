@@ -175,11 +175,11 @@ def precision(latency, score, failed=(), absolute: bool = False):
     axis.set(ylabel="cgF1", xlabel="latency, ms" if absolute else "latency relative to PyTorch (transformers), fp32")
     names = ordered(both["backend"])
     found = [name for name in FILLS if name in set(both["precision"])]
-    handles = [panels.marker(axis, replace(look(name), precision="fp32")) for name in names]
-    handles += [panels.marker(axis, replace(GREY, precision=name)) for name in found]
-    labels = [look(name).label for name in names] + found
+    runtimes = [(panels.marker(axis, replace(look(name), precision="fp32")), look(name).label) for name in names]
+    fillings = [(panels.marker(axis, replace(GREY, precision=name)), name) for name in found]
     if any(group in wrong for group in both[keys].itertuples(index=False, name=None)):
-        handles.append(panels.marker(axis, replace(GREY, precision="fp32"), 0.4))
-        labels.append("failed (faded)")
-    panels.legend(figure, handles, labels, 2)
+        fillings.append((panels.marker(axis, replace(GREY, precision="fp32"), 0.4), "failed (faded)"))
+    for column in (runtimes, fillings):  # a column each
+        column += [(axis.plot([], [], " ")[0], "")] * (max(len(runtimes), len(fillings)) - len(column))
+    panels.legend(figure, *zip(*runtimes, *fillings, strict=True), 2)
     return figure

@@ -1,4 +1,4 @@
-"""Tables as HTML and CSV; a cell may be an Estimate."""
+"""Tables as HTML, Markdown and CSV; a cell may be an Estimate."""
 
 import html
 import io
@@ -38,13 +38,27 @@ def _cell(value) -> tuple[str, bool]:
         return "yes" if value else "no", False
     if isinstance(value, int | float) or hasattr(value, "dtype"):
         return (f"{value}" if isinstance(value, int) else numbers.digits(float(value))), True
-    return html.escape(str(value)), False
+    return html.escape(str(value), quote=False), False
+
+
+def _cells(frame) -> tuple[list[list[tuple[str, bool]]], list[bool]]:
+    """Every row's `_cell`s, and of which columns all are numbers."""
+    cells = [[_cell(value) for value in row] for row in frame.itertuples(index=False, name=None)]
+    return cells, [bool(cells) and all(line[place][1] for line in cells) for place in range(len(frame.columns))]
+
+
+def to_markdown(frame, caption: str) -> str:
+    """The table in GitHub's Markdown, below its caption: numbers at the right."""
+    cells, right = _cells(frame)
+    head = [html.escape(str(name), quote=False) for name in frame.columns]
+    lines = [head, ["--:" if each else ":--" for each in right], *([text for text, _ in line] for line in cells)]
+    rows = ["| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines]
+    return "\n".join([f"*{html.escape(caption, quote=False)}*", "", *rows])
 
 
 def to_html(frame, caption: str) -> str:
     """The table for a page: numbers at the right, the first column as row headings, and failed rows marked."""
-    cells = [[_cell(value) for value in row] for row in frame.itertuples(index=False, name=None)]
-    right = [bool(cells) and all(line[place][1] for line in cells) for place in range(len(frame.columns))]
+    cells, right = _cells(frame)
 
     def tag(name: str, text: str, place: int, extra: str = "") -> str:
         look = ' class="number" style="text-align:right"' if right[place] else ' style="text-align:left"'

@@ -24,6 +24,7 @@ class Study(Page):
         given = {name: converted(name, scope[name]) for name in PARAMETERS if name in scope}
         run_dir = paths.RUNS / (given["run"] or notebook)
         super().__init__(notebook, run_dir, Path(given["figures"] or run_dir / "figures"), given)
+        self._said: set[str] = set()
         self.measuring = given["measure"]
         self.source = Path(given["results"]) if given["results"] and not self.measuring else run_dir
         known = {} if self.measuring else self.facts.get(f"parameters.{notebook}", {})
@@ -192,8 +193,15 @@ class Study(Page):
         elif rows.empty:
             self.say("*No accuracy is known in this run.*")
         elif self.scored != self.parameters["checkpoint"]:
-            self.say(f"*Accuracy is that of `{self.scored}` on this device: the weights of the other are random.*")
+            self._say_once(
+                f"*Accuracy is that of `{self.scored}` on this device: the weights of the other are random.*"
+            )
         return rows if self.scored else rows.iloc[:0]
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            self.say(line)
 
     def failures(self, cases):
         """results.failures' rows of `cases` and of their accuracy twins: what is missing, and why."""

@@ -68,10 +68,11 @@ class Page:
 
     def table(self, frame, name: str, caption: str) -> None:
         """Show a table (its cells may be estimates) and save it as tables/`name`.csv."""
-        from IPython.display import HTML, display
+        from IPython.display import display
 
         write_atomically(self.run_dir / "tables" / f"{name}.csv", markup.to_csv(frame).encode())
-        display(HTML(markup.to_html(frame, numbers.fill(caption, self.numbers))))
+        caption = numbers.fill(caption, self.numbers)
+        display(_Shown(markup.to_html(frame, caption), markup.to_markdown(frame, caption)))
 
     def figure(self, figure, name: str, caption: str, alt: str) -> None:
         """Save a figure as SVG and PNG and show it; caption and alt text may name numbers by their keys."""
@@ -80,10 +81,28 @@ class Page:
 
     def show(self, name: str, caption: str, alt: str) -> None:
         """Show a figure that the run has saved, with its SVG embedded."""
-        from IPython.display import HTML, display
+        from IPython.display import display
 
         known = self.numbers
         code = base64.b64encode((self.figures_dir / f"{name}.svg").read_bytes()).decode()
-        alt, caption = (html.escape(numbers.fill(text, known)) for text in (alt, caption))
-        image = f'<img src="data:image/svg+xml;base64,{code}" alt="{alt}" style="width:100%;max-width:640px">'
-        display(HTML(f'<figure id="figure-{name}">{image}<figcaption>{caption}</figcaption></figure>'))
+        alt, caption = (numbers.fill(text, known) for text in (alt, caption))
+        size = "width:100%;max-width:640px"
+        image = f'<img src="data:image/svg+xml;base64,{code}" alt="{html.escape(alt)}" style="{size}">'
+        page = f'<figure id="figure-{name}">{image}<figcaption>{html.escape(caption)}</figcaption></figure>'
+        display(_Shown(page, f"![{alt}]({name}.png)\n\n*{html.escape(caption, quote=False)}*"))
+
+
+class _Shown:
+    """HTML for a page and, for what is published, Markdown, in which figures are files beside it."""
+
+    def __init__(self, page: str, markdown: str):
+        self._page, self._markdown = page, markdown
+
+    def _repr_html_(self) -> str:
+        return self._page
+
+    def _repr_markdown_(self) -> str:
+        return self._markdown
+
+    def __repr__(self) -> str:
+        return self._markdown

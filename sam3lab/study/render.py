@@ -7,7 +7,7 @@ from pathlib import Path
 from sam3lab import paths
 from sam3lab.bench.files import write_json
 from sam3lab.errors import UserError
-from sam3lab.study import numbers, readme, run, stored
+from sam3lab.study import numbers, published, readme, run, stored
 
 
 def figures(results: str | None, out: str) -> int:
@@ -53,6 +53,7 @@ def _render(source: Path, target: Path) -> list[str]:
         failed = run.execute(tasks, Path(scratch))
         if failed:
             print(f"not rendered: {', '.join(failed)}", *run.problems(Path(scratch), failed), sep="\n", file=sys.stderr)
+        published.write(Path(scratch), target, source)
         write_json(target / "numbers.json", numbers.load(Path(scratch) / "numbers.json"))
     return failed
 

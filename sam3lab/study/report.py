@@ -7,6 +7,7 @@ from pathlib import Path
 from sam3lab.bench.files import write_atomically
 
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+FINDINGS = "findings"
 LAST = "90_report"  # the notebook whose cells tagged "opening" begin the report, and whose others end it
 
 
@@ -34,20 +35,12 @@ def write(run_dir: Path) -> Path:
     A notebook that did not complete is shown as far as it came, with its error, and is named at the top.
     """
     import jinja2
-    import nbformat
 
-    copies = sorted((Path(run_dir) / "notebooks").glob("*.ipynb"))
-    books = {path.stem: nbformat.read(path, as_version=4) for path in copies}
+    books = _books(run_dir)
     troubles = [(name, found) for name, book in books.items() if (found := _problem(book))]
-    sections = []
-    if LAST in books:
-        cells = books.pop(LAST).cells
-        first = {"opening", "injected-parameters"}
-        opening = [cell for cell in cells if first & set(cell.metadata.get("tags", ()))]
-        sections.append(section("findings", opening, shift=0))
+    sections = [section(anchor, cells, shift) for anchor, cells, shift in chapters(run_dir)]
+    if sections and sections[0].anchor == FINDINGS:
         sections[0].blocks.sort(key=lambda block: block.kind == "code")
-        books[LAST] = {"cells": [cell for cell in cells if cell not in opening]}
-    sections += [section(name, book["cells"]) for name, book in books.items()]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sam3lab.study"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -58,11 +51,32 @@ def write(run_dir: Path) -> Path:
     return path
 
 
+def chapters(run_dir: Path) -> list[tuple[str, list, int]]:
+    """(anchor, cells, shift of headings) of each part of the report, in its order: what is found comes first."""
+    books = {name: book.cells for name, book in _books(run_dir).items()}
+    found = []
+    if LAST in books:
+        cells = books.pop(LAST)
+        first = {"opening", "injected-parameters"}
+        opening = [cell for cell in cells if first & set(cell.metadata.get("tags", ()))]
+        found.append((FINDINGS, opening, 0))
+        books[LAST] = [cell for cell in cells if cell not in opening]
+    return found + [(name, cells, 1) for name, cells in books.items()]
+
+
 def problem(copy: Path) -> str:
     """Why an executed copy is not complete, in one line; empty if it is."""
     import nbformat
 
     return _problem(nbformat.read(copy, as_version=4)) if copy.exists() else "it never began"
+
+
+def _books(run_dir: Path) -> dict:
+    """The executed copies by their names."""
+    import nbformat
+
+    copies = sorted((Path(run_dir) / "notebooks").glob("*.ipynb"))
+    return {path.stem: nbformat.read(path, as_version=4) for path in copies}
 
 
 def _problem(book) -> str:

@@ -64,6 +64,8 @@ RUNTIMES = {
     # Okabe and Ito's yellow, darkened: as it is, it cannot be seen on white
     "meta-compiled": Look("SAM 3 (Meta, compiled)", "#8F8700", ">"),
 }
+# What only tables name.
+_NAMES = {f"onnxruntime-{level}": f"ONNX Runtime ({level})" for level in ("unoptimised", "basic", "extended")}
 # Precisions are told apart by which part of a runtime's marker is filled (matplotlib's names).
 FILLS = {"fp32": "full", "tf32": "right", "bf16": "left", "fp16": "bottom", "int8": "none", "fp8": "top"}
 # Stages are told apart within a runtime's own colour: (share of white mixed in, hatching).
@@ -108,7 +110,7 @@ RC = {
 
 def look(runtime: str, precision: str = "") -> Look:
     """The runtime's look; one that is not in the table (a test's, a user's own) is grey under its own name."""
-    return replace(RUNTIMES.get(runtime, Look(runtime, "#7f7f7f", "X")), precision=precision)
+    return replace(RUNTIMES.get(runtime, Look(_NAMES.get(runtime, runtime), "#7f7f7f", "X")), precision=precision)
 
 
 def ordered(runtimes) -> list[str]:
