@@ -1,6 +1,7 @@
 """How far a run is and how long it will take, on standard error: a bar on a terminal, plain lines elsewhere."""
 
 import sys
+import threading
 import time
 from collections import defaultdict
 
@@ -20,6 +21,7 @@ class Progress:
         self._shown = shown
         self._began = time.monotonic()
         self._live = None
+        self._lock = threading.Lock()  # several start and end at the same time where they run side by side
         if shown and steps and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -56,11 +58,16 @@ class Progress:
 
     def start(self, case: Case, round_: int) -> None:
         if self._live:
-            text = f"{self.estimate()}, {case.label}, round {round_}"
+            with self._lock:
+                text = f"{self.estimate()}, {case.label}, round {round_}"
             self._live.update(self._task, description=text, refresh=True)
 
     def end(self, case: Case, round_: int, seconds: float | None = None, note: str = "") -> None:
         """One case-round less; `seconds` None where it was not tried."""
+        with self._lock:
+            self._end(case, round_, seconds, note)
+
+    def _end(self, case: Case, round_: int, seconds: float | None, note: str) -> None:
         self._left.remove((case, round_))
         if seconds is not None:
             self._seconds[case.id].append(seconds)
