@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import os
 import re
 import secrets
@@ -23,7 +24,7 @@ from PIL import Image
 
 from sam3lab import images
 from sam3lab.errors import UserError
-from sam3lab.serve import page, page_gate, page_shelf, page_view
+from sam3lab.serve import page, page_gate, page_shelf, page_view, work
 from sam3lab.serve.api import create_app
 from sam3lab.serve.page_examples import examples
 from sam3lab.serve.page_picture import mask_uri, picture
@@ -49,10 +50,18 @@ class Visitor:
         return self.http.post(f"{API}/queue/join", json=body)
 
     def event(self, name: str, *data, **event) -> list:
-        """The raw outputs of an event, in a session of its own: the page keeps nothing in Gradio's."""
+        """The raw outputs of an event."""
+        return self.outputs(self.begin(name, *data, **event))
+
+    def begin(self, name: str, *data, **event) -> str:
+        """The event's session, one of its own: the page keeps nothing in Gradio's."""
         session = secrets.token_hex(8)
         answer = self.join(name, *data, session=session, **event)
         assert answer.status_code == 200, answer.text
+        return session
+
+    def outputs(self, session: str) -> list:
+        """The raw outputs of the event that has begun in that session, when it has ended."""
         with self.http.stream("GET", f"{API}/queue/data", params={"session_hash": session}) as stream:
             messages = [json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line]
         (done,) = [message for message in messages if message["msg"] == "process_completed"]
@@ -116,6 +125,29 @@ def visitor(server):
     return server
 
 
+class Brake:
+    """Holds the decoding of images of more than `over` pixels from when it has `begun` until `released`."""
+
+    def __init__(self):
+        self.over, self._to_rgb = math.inf, images.to_rgb
+        self.begun, self.released = threading.Event(), threading.Event()
+
+    def to_rgb(self, image: Image.Image) -> np.ndarray:
+        if image.width * image.height > self.over:
+            self.begun.set()
+            self.released.wait(30)
+            self.released.set()  # for all, so that a test that fails ends
+        return self._to_rgb(image)
+
+
+@pytest.fixture
+def brake(visitor, monkeypatch):
+    brake = Brake()
+    monkeypatch.setattr(images, "to_rgb", brake.to_rgb)
+    yield brake
+    brake.released.set()
+
+
 def is_kept(output) -> bool:
     return output["__type__"] == "update" and "value" not in output
 
@@ -143,7 +175,7 @@ def test_only_what_the_page_needs_of_gradio_is_open(visitor):
     """Gradio's routes, each asked for; what a new release adds is shut too, or fails here."""
     from gradio.routes import App
 
-    gradio = App.create_app(page.build(page.Handlers(visitor.service, [], "", 1.0)))
+    gradio = App.create_app(page.build(page.Handlers(visitor.service, work.Pools(1, 1), [], "", 1.0)))
     routes = []
     for route in gradio.routes:
         included = getattr(route, "original_router", None)
@@ -529,6 +561,50 @@ def test_requests_run_beside_each_other(visitor):
         thread.join()
     assert notices == [""] * 8 and len(visitor.service.requests) == 8
     assert time.monotonic() - begin < 8 * 0.5  # the fake has four threads
+
+
+def test_small_images_do_not_wait_for_large_ones(visitor, brake):
+    large = bomb(2_000, work.LARGE // 2_000 + 1)
+    key = visitor.accept(large)
+    brake.over = work.LARGE
+    waiting = [visitor.begin("run", key, "cup", "automatic", 0.5, 0.5, "") for _ in range(2)]
+    waiting += [visitor.begin("accept", visitor.upload(large), "") for _ in range(2)]
+    assert brake.begun.wait(20)
+    *_, answer, notice = visitor.run(visitor.accept(png()))
+    assert notice == "" and visitor.event("redraw", answer, 0.1, 0.5)[-1] == ""
+    assert not brake.released.is_set() and len(visitor.service.requests) == 1  # the large ones are still being decoded
+    brake.released.set()
+    assert [visitor.outputs(session)[-1] for session in waiting] == [""] * 4
+
+
+def test_the_page_and_the_api_share_the_bound_of_images_to_decode(visitor, brake, monkeypatch):
+    key, entered = visitor.key, threading.Semaphore(0)
+    *_, answer, _ = visitor.run(key)
+    monkeypatch.setattr(visitor.service, "check_admission", entered.release)  # the last thing before a place is taken
+    brake.over = 0
+
+    def ask() -> httpx.Response:
+        files, data = {"image": ("x.png", png())}, {"prompt": "cup"}
+        return httpx.post(f"{visitor.url}/v1/segment", files=files, data=data, timeout=60)
+
+    api = threading.Thread(target=ask)
+    api.start()
+    assert brake.begun.wait(20) and entered.acquire(timeout=20)
+    places = Settings().decoders + Settings().decodes_waiting
+    waiting = [visitor.begin("run", key, "cup", "automatic", 0.5, 0.5, "") for _ in range(places - 1)]
+    assert all(entered.acquire(timeout=20) for _ in waiting)
+    *outputs, notice = visitor.run(key)
+    assert all(map(is_kept, outputs)) and "Too many images wait to be decoded" in notice
+    assert "Try again in a second." in notice
+    image, refused, notice = visitor.event("accept", visitor.upload(png()), "")
+    assert image is None and refused == "" and "Try again in a second." in notice
+    response = ask()
+    assert response.status_code == 429 and response.json()["code"] == "busy"
+    assert visitor.event("redraw", answer, 0.1, 0.5)[-1] == ""  # what has been computed is drawn
+    assert not brake.released.is_set()
+    brake.released.set()
+    assert [visitor.outputs(session)[-1] for session in waiting] == [""] * len(waiting)
+    api.join()
 
 
 def test_the_head_asks_again_until_the_service_is_ready(visitor):

@@ -38,7 +38,8 @@ def create_app(
 ) -> FastAPI:
     """The application around a `Service`, which it starts in a thread, so that /readyz answers meanwhile, and closes.
 
-    `failed` is called, in that thread, with what the start ended in where it fails.
+    `failed` is called, in that thread, with what the start ended in where it fails. In the application's
+    `state.pools` all of its images are decoded, the page's too; it closes them when it ends.
     """
     settings = settings or Settings()
     metrics = Metrics(service)
@@ -68,6 +69,7 @@ def create_app(
         redoc_url=None,
         responses={"default": {"description": "a problem", "content": _PROBLEM}},
     )
+    app.state.pools = pools
     problems.add_handlers(app)
     # the last one added is the first one asked
     app.add_middleware(BodyLimits, settings=settings)

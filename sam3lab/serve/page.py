@@ -30,13 +30,14 @@ PRIVATE = {"api_visibility": "private", "preprocess": False, "postprocess": Fals
 
 
 def mount(app: FastAPI, service, settings: Settings | None = None) -> FastAPI:
-    """Put the page at "/" of an application that has its other routes already, since it answers every path after them.
+    """Put the page at "/" of the API's application, behind its routes: it answers every path that they do not.
 
+    `app` is what sam3lab.serve.api.create_app returns; the page decodes and draws in its `state.pools`, and leaves their end to it.
     `service` is a sam3lab.serve.service.Service or looks like one. Who may ask, and how large a body may be, is the
     application's to check; its middleware lies around the page too.
     """
     folder, settings = upload_folder(), settings or Settings()
-    handlers = Handlers(service, examples(), settings.checkpoint, settings.timeout)
+    handlers = Handlers(service, app.state.pools, examples(), settings.checkpoint, settings.timeout)
     blocks = build(handlers)
     blocks.state_session_capacity = SESSIONS
     gr.mount_gradio_app(
@@ -65,7 +66,6 @@ def mount(app: FastAPI, service, settings: Settings | None = None) -> FastAPI:
             async with lifespan(app) as state:
                 yield state
         finally:
-            handlers.close()
             shutil.rmtree(folder, ignore_errors=True)
 
     app.router.lifespan_context = sweeping

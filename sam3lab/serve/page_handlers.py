@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import re
 import time
 from collections.abc import Callable
@@ -12,17 +13,16 @@ import numpy as np
 
 from sam3lab.errors import UserError
 from sam3lab.serve import page_view as view
-from sam3lab.serve.decode import MAX_BYTES, decode, normalise_prompts
+from sam3lab.serve.decode import MAX_BYTES, decode, examine, normalise_prompts
 from sam3lab.serve.page_examples import Example
 from sam3lab.serve.page_picture import Picture, picture
 from sam3lab.serve.page_shelf import Shelf
 from sam3lab.serve.request import Request, ServiceError
-from sam3lab.serve.work import Pool
+from sam3lab.serve.work import Pools
 
 LOGGER = logging.getLogger(__name__)
 KEPT_BYTES = 128 << 20  # of pictures, and as much of answers, for all visitors together
 LIFE = 3600.0  # seconds for which one is kept, if there is room
-THREADS, WAITING = 2, 32  # that decode and draw, and how many events may wait for one; the model runs elsewhere
 
 AUTOMATIC = "automatic"
 
@@ -30,20 +30,17 @@ AUTOMATIC = "automatic"
 class Handlers:
     """The page's events over a service. Those that Gradio calls are coroutines, so that no thread waits for the model.
 
-    They return raw values of the components, as the browser takes them (Gradio's own conversions write files). The
-    browser has keys of the picture and of the last answer that are kept here. Gradio's own sessions would keep a
-    connection open for as long as a page is, and with it a server that shall stop.
+    They decode and draw in the server's `pools`, which are not theirs to close. They return raw values of the components,
+    as the browser takes them (Gradio's own conversions write files). The browser has keys of the picture and of the last
+    answer that are kept here. Gradio's own sessions would keep a connection open for as long as a page is, and with it a
+    server that shall stop.
     """
 
-    def __init__(self, service, examples: list[Example], checkpoint: str, timeout: float):
-        self.service, self.examples, self.checkpoint, self.timeout = service, examples, checkpoint, timeout
+    def __init__(self, service, pools: Pools, examples: list[Example], checkpoint: str, timeout: float):
+        self.service, self.pools, self.examples = service, pools, examples
+        self.checkpoint, self.timeout = checkpoint, timeout
         self.pictures: Shelf[Picture] = Shelf(KEPT_BYTES, LIFE)
         self.answers: Shelf[view.Kept] = Shelf(KEPT_BYTES, LIFE)
-        self._threads = Pool(THREADS, WAITING, "draw")
-
-    def close(self) -> None:
-        """End its threads."""
-        self._threads.close()
 
     def head(self) -> str:
         """The page's head as things stand."""
@@ -55,11 +52,11 @@ class Handlers:
 
     async def accept(self, upload: dict | None, old: str):
         """An image was dropped, pasted or picked: decode it, keep it, show it. Returns image, picture's key, notice."""
-        return await self._guard(lambda: self._threads.run(self._accept, upload, old), (None, ""))
+        return await self._guard(lambda: self._accept(upload, old), (None, ""))
 
     async def choose(self, event: gr.SelectData, old: str):
         """An example was picked. Returns image, its prompts, picture's key, notice."""
-        return await self._guard(lambda: self._threads.run(self._choose, event.index, old), _keep(3))
+        return await self._guard(lambda: self._choose(event.index, old), _keep(3))
 
     async def forget(self, old: str):
         """The image was cleared. Returns picture's key, notice."""
@@ -91,23 +88,26 @@ class Handlers:
                 "still here: try again"
             )
 
-    def _accept(self, upload: dict | None, old: str):
+    async def _accept(self, upload: dict | None, old: str):
         self.pictures.drop(old)
         path = upload.get("path") if isinstance(upload, dict) else None
         if not isinstance(path, str):
             raise UserError("there is no image: drop one, paste one, or pick an example")
-        with Path(path).open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        return self._keep(picture(data, decode(data), "your image"))
+        return self._keep(await self._picture(lambda: _file(Path(path)), "your image"))
 
-    def _choose(self, index: object, old: str):
+    async def _choose(self, index: object, old: str):
         if not isinstance(index, int) or not 0 <= index < len(self.examples):
             raise UserError(f"there is no such example; pick one of the {len(self.examples)}")
         example = self.examples[index]
-        photograph = decode(example.data)
+        new = await self._picture(lambda: example.data, example.title)
         self.pictures.drop(old)
-        shown, key = self._keep(picture(example.data, photograph, example.title))
+        shown, key = self._keep(new)
         return shown, "\n".join(example.prompts), key
+
+    async def _picture(self, read: Callable[[], bytes], title: str) -> Picture:
+        """A Picture of the image file's bytes that `read` returns. Raises UserError as `decode` does, and Busy."""
+        data, pixels = await self.pools.decoding(0).run(_examined, read)
+        return await self.pools.decoding(pixels).run(lambda: picture(data, decode(data), title))
 
     def _keep(self, new: Picture):
         return {"url": new.shown, "path": None, "orig_name": None}, self.pictures.put(new)
@@ -121,11 +121,12 @@ class Handlers:
         if chosen is None:
             raise UserError("the image is not kept any more: give it again")
         self.service.check_admission()
-        future, decode_ms = await self._threads.run(self._submit, chosen, prompts, engine, threshold)
+        decoding = self.pools.decoding(math.prod(chosen.size))
+        future, decode_ms = await decoding.run(self._submit, chosen, prompts, engine, threshold)
         # Cancelled with this coroutine, so that nobody's request is not run for nobody.
         answer = await asyncio.wrap_future(future)
         kept = view.Kept(answer, chosen, decode_ms)
-        outputs = await self._threads.run(self._draw, kept, threshold, fineness)
+        outputs = await self._drawn(kept, threshold, fineness)
         self.answers.drop(old)
         return *outputs, self.answers.put(kept)
 
@@ -141,7 +142,12 @@ class Handlers:
         kept = self.answers.get(key)
         if kept is None:
             raise UserError("the last answer is not kept any more: press Segment again")
-        return await self._threads.run(self._draw, kept, threshold, fineness)
+        return await self._drawn(kept, threshold, fineness)
+
+    async def _drawn(self, kept: view.Kept, threshold: float, fineness: float):
+        # Masks are drawn as large as the picture is shown, however large the photograph is.
+        encoding = self.pools.encoding(math.prod(kept.picture.shown_size))
+        return await encoding.run(self._draw, kept, threshold, fineness)
 
     def _draw(self, kept: view.Kept, threshold: float, fineness: float):
         begin = time.perf_counter()
@@ -150,6 +156,18 @@ class Handlers:
         draw_ms = 1e3 * (time.perf_counter() - begin)
         result = gr.update(value=value, color_map=colours)
         return result, view.table(kept, found, left_out, threshold), view.timing(kept, draw_ms)
+
+
+def _file(path: Path) -> bytes:
+    """The file's bytes; of one with more than MAX_BYTES just one more, for which it is refused."""
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES + 1)
+
+
+def _examined(read: Callable[[], bytes]) -> tuple[bytes, int]:
+    """The bytes, and how many pixels their header announces. Raises UserError as `examine` does."""
+    data = read()
+    return data, math.prod(examine(data).size)
 
 
 def split(text: object) -> list[str]:

@@ -65,12 +65,13 @@ class LargePool(Pool):
 
 
 class Pools:
-    """Where images are decoded and masks encoded. The large ones, of which each takes seconds and up to a gigabyte, go
-    one at a time and in no one else's way.
+    """Where images are decoded, and masks encoded and drawn: one for the whole server, so that its bounds are the
+    server's. The large ones, of which each takes seconds and up to a gigabyte, go one at a time and in no one else's way.
     """
 
     def __init__(self, threads: int, waiting: int):
-        # What has been computed is not refused any more: the service's own queue bounds how much that is.
+        # What has been computed is not refused any more: the service's own queue bounds how much that is, and Gradio's
+        # how much of it is drawn again.
         self.decode = Pool(threads, waiting, "decode"), LargePool(waiting, "decode-large")
         self.encode = Pool(threads, 10_000, "encode"), LargePool(10_000, "encode-large")
 
