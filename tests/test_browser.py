@@ -214,6 +214,7 @@ def test_what_is_no_image_is_refused_before_it_is_sent(visit, tmp_path):
 @pytest.mark.parametrize("kind", ["paste", "drop"])
 def test_an_image_is_pasted_or_dropped_anywhere(visit, scene, kind):
     page = visit()
+    page.wait_for_load_state("networkidle")  # until then the page has nothing that takes a file
     event = {
         "paste": "ClipboardEvent('paste', {clipboardData: data, ",
         "drop": "DragEvent('drop', {dataTransfer: data, ",

@@ -594,8 +594,8 @@ def test_the_page_and_the_api_share_the_bound_of_images_to_decode(visitor, brake
     waiting = [visitor.begin("run", key, "cup", "automatic", 0.5, 0.5, "") for _ in range(places - 1)]
     assert all(entered.acquire(timeout=20) for _ in waiting)
     *outputs, notice = visitor.run(key)
-    assert all(map(is_kept, outputs)) and "Too many images wait to be decoded" in notice
-    assert "Try again in a second." in notice
+    assert all(map(is_kept, outputs))
+    assert "Too many images wait to be decoded. Try again in a second." in notice
     image, refused, notice = visitor.event("accept", visitor.upload(png()), "")
     assert image is None and refused == "" and "Try again in a second." in notice
     response = ask()

@@ -32,7 +32,7 @@ PRIVATE = {"api_visibility": "private", "preprocess": False, "postprocess": Fals
 def mount(app: FastAPI, service, settings: Settings | None = None) -> FastAPI:
     """Put the page at "/" of the API's application, behind its routes: it answers every path that they do not.
 
-    `app` is what sam3lab.serve.api.create_app returns; the page decodes and draws in its `state.pools`, and leaves their end to it.
+    `app` is what sam3lab.serve.api.create_app returns, which closes the pools that the page decodes and draws in too.
     `service` is a sam3lab.serve.service.Service or looks like one. Who may ask, and how large a body may be, is the
     application's to check; its middleware lies around the page too.
     """

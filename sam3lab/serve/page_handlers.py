@@ -30,10 +30,10 @@ AUTOMATIC = "automatic"
 class Handlers:
     """The page's events over a service. Those that Gradio calls are coroutines, so that no thread waits for the model.
 
-    They decode and draw in the server's `pools`, which are not theirs to close. They return raw values of the components,
-    as the browser takes them (Gradio's own conversions write files). The browser has keys of the picture and of the last
-    answer that are kept here. Gradio's own sessions would keep a connection open for as long as a page is, and with it a
-    server that shall stop.
+    They decode and draw in the server's `pools`, which are not theirs to close. They return raw values of the
+    components, as the browser takes them (Gradio's own conversions write files). The browser has keys of the picture
+    and of the last answer that are kept here. Gradio's own sessions would keep a connection open for as long as a page
+    is, and with it a server that shall stop.
     """
 
     def __init__(self, service, pools: Pools, examples: list[Example], checkpoint: str, timeout: float):
@@ -80,7 +80,8 @@ class Handlers:
         except UserError as error:
             return *otherwise, view.notice(str(error))
         except ServiceError as error:
-            return *otherwise, view.notice(f"{view.sentence(str(error))} Try again in {_seconds(error.retry_after)}.")
+            said = re.sub(r"; try again in .*$", "", str(error))  # which the page says in its own way
+            return *otherwise, view.notice(f"{view.sentence(said)} Try again in {_seconds(error.retry_after)}.")
         except Exception as error:
             LOGGER.exception("the page failed")
             return *otherwise, view.notice(

@@ -82,6 +82,7 @@ def _listener(host: str, port: int) -> socket.socket:
         if sys.platform != "win32":  # where it would share the port with whoever has it
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(BACKLOG)  # whoever reads the printed address and asks at once then waits, and is not refused
     except OSError as error:
         listener.close()
         raise _unheard(host, port, error) from error

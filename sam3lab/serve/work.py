@@ -66,7 +66,8 @@ class LargePool(Pool):
 
 class Pools:
     """Where images are decoded, and masks encoded and drawn: one for the whole server, so that its bounds are the
-    server's. The large ones, of which each takes seconds and up to a gigabyte, go one at a time and in no one else's way.
+    server's. The large ones, of which each takes seconds and up to a gigabyte, go one at a time and in no one else's
+    way.
     """
 
     def __init__(self, threads: int, waiting: int):
