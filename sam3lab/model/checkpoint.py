@@ -102,8 +102,9 @@ def weight_bytes(directory: Path) -> int:
 def read_tensors(directory: Path, device: str = "cpu", dtype=None) -> dict:
     """The tensors of a checkpoint by the reference's names, without the prefix that the video model gives its detector.
 
-    dtype: a torch dtype that each is given as soon as it is read; None for the file's own. Those that this code never reads (`weights.unused`) stay on disk, and leave their names with None in their place.
-    Raises UserError for a damaged file.
+    dtype: a torch dtype that each is given as soon as it is read; None for the file's own. Those that this code never
+    reads (`weights.unused`) stay on disk, and leave their names with None in their place. Raises UserError for a damaged
+    file.
     """
     from safetensors import SafetensorError, safe_open
 

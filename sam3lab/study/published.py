@@ -17,7 +17,7 @@ def write(run_dir: Path, target: Path, source: Path) -> Path:
         f"# Results of `{source.name}`",
         "Made by `sam3lab figures` from stored results; figures and numbers lie beside it.",
     ]
-    for _, cells, shift in report.chapters(run_dir):
+    for _, cells, shift in report.chapters(report.copies(run_dir)):
         for cell in cells:
             if cell.cell_type == "markdown":
                 parts.append(_HEADING.sub("#" * shift + r"\1", cell.source))

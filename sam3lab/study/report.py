@@ -36,9 +36,9 @@ def write(run_dir: Path) -> Path:
     """
     import jinja2
 
-    books = _books(run_dir)
+    books = copies(run_dir)
     troubles = [(name, found) for name, book in books.items() if (found := _problem(book))]
-    sections = [section(anchor, cells, shift) for anchor, cells, shift in chapters(run_dir)]
+    sections = [section(anchor, cells, shift) for anchor, cells, shift in chapters(books)]
     if sections and sections[0].anchor == FINDINGS:
         sections[0].blocks.sort(key=lambda block: block.kind == "code")
     environment = jinja2.Environment(
@@ -51,17 +51,25 @@ def write(run_dir: Path) -> Path:
     return path
 
 
-def chapters(run_dir: Path) -> list[tuple[str, list, int]]:
-    """(anchor, cells, shift of headings) of each part of the report, in its order: what is found comes first."""
-    books = {name: book.cells for name, book in _books(run_dir).items()}
+def copies(run_dir: Path) -> dict:
+    """The executed copies in `run_dir`/notebooks, nbformat's, by their names."""
+    import nbformat
+
+    found = sorted((Path(run_dir) / "notebooks").glob("*.ipynb"))
+    return {path.stem: nbformat.read(path, as_version=4) for path in found}
+
+
+def chapters(books: dict) -> list[tuple[str, list, int]]:
+    """(anchor, cells, shift of headings) of each part of the report on `copies`, in its order: what is found comes first."""
+    parts = {name: book.cells for name, book in books.items()}
     found = []
-    if LAST in books:
-        cells = books.pop(LAST)
+    if LAST in parts:
+        cells = parts.pop(LAST)
         first = {"opening", "injected-parameters"}
         opening = [cell for cell in cells if first & set(cell.metadata.get("tags", ()))]
         found.append((FINDINGS, opening, 0))
-        books[LAST] = [cell for cell in cells if cell not in opening]
-    return found + [(name, cells, 1) for name, cells in books.items()]
+        parts[LAST] = [cell for cell in cells if cell not in opening]
+    return found + [(name, cells, 1) for name, cells in parts.items()]
 
 
 def problem(copy: Path) -> str:
@@ -69,14 +77,6 @@ def problem(copy: Path) -> str:
     import nbformat
 
     return _problem(nbformat.read(copy, as_version=4)) if copy.exists() else "it never began"
-
-
-def _books(run_dir: Path) -> dict:
-    """The executed copies by their names."""
-    import nbformat
-
-    copies = sorted((Path(run_dir) / "notebooks").glob("*.ipynb"))
-    return {path.stem: nbformat.read(path, as_version=4) for path in copies}
 
 
 def _problem(book) -> str:
