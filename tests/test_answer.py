@@ -1,5 +1,7 @@
 """The one-page answer names the best runtime for each use, from recorded numbers, and says what it does not know."""
 
+import math
+
 import pytest
 
 from sam3lab.bench.statistics import Estimate
@@ -39,23 +41,45 @@ def test_the_best_is_named_with_what_cannot_be_told_apart_from_it(known):
     use = answer.USES[0]
     assert answer.best(use, known) == (("pytorch-compiled", "fp16"), [("onnxruntime", "fp16")])
     found = answer.sentences(known, {})
-    _, take, measured, native = found["image"]
-    assert take == "PyTorch (compiled) fp16, or within the noise ONNX Runtime fp16"
+    _, first, limits, measured, native = found["image"]
+    assert (first, limits) == ("PyTorch (compiled) fp16", ", or within the noise ONNX Runtime fp16")
     assert measured.startswith("20.0") and native.startswith("50.0")  # native PyTorch in the same precision
     assert found["memory"][1] == "ONNX Runtime fp16"
     assert found["images"][0] == "Many images, 8 at most a call" and found["images"][1] == "ONNX Runtime fp16"
-    assert found["deploy"][1] == "PyTorch (transformers)" and found["deploy"][2] == "2 steps, 20 lines, 40 packages"
+    assert (
+        found["deploy"][1] == "PyTorch (transformers)" and found["deploy"].measured == "2 steps, 20 lines, 40 packages"
+    )
     assert "cold" not in found and "cpu" not in found
 
 
 def test_every_use_has_a_line_whether_or_not_it_was_measured(known):
     lines = answer.listed(known, answer.sentences(known, {}))
     assert {use.name for use in answer.USES} | {"deploy", "cpu", "headline", "unproven"} == set(lines)
-    assert lines["cold"] == lines["cpu"] == "not measured on this machine"
+    assert lines["cold"] == "not measured on this machine: `sam3lab study --notebook 07_deployment`"
+    assert lines["cpu"] == "no CPU was measured"
     assert lines["image"].startswith("**PyTorch (compiled) fp16**, or within the noise ONNX Runtime fp16 (20.0")
     assert lines["unproven"] == "TensorRT (there is no TensorRT)"
-    assert "**PyTorch (compiled) fp16** is the fastest runtime, not to be told apart" in lines["headline"]
+    assert (
+        "**PyTorch (compiled) fp16** is the fastest of the runtimes measured, not to be told apart" in lines["headline"]
+    )
     assert "2.50 [2.40, 2.60]× native PyTorch's speed, 10.0" in lines["headline"]
+
+
+def test_what_one_round_or_one_runtime_shows_is_no_choice(known):
+    known |= {"deployment.cold.transformers.fp16": record(9, math.nan, math.nan, "s")}
+    assert answer.sentences(known, {})["cold"].limits == ", the only one measured"
+    known |= {"deployment.cold.onnxruntime.fp16": record(4, math.nan, math.nan, "s")}
+    cold = answer.sentences(known, {})["cold"]
+    assert (cold.first, cold.limits, cold.measured) == ("ONNX Runtime fp16", ", going by a single round", "4.00 s")
+    assert (
+        "**ONNX Runtime fp16**, going by a single round (4.00 s; native" in answer.listed(known, {"cold": cold})["cold"]
+    )
+
+
+def test_the_fastest_is_of_those_measured_only_where_one_was_not(known):
+    assert "is the fastest of the runtimes measured" in answer.headline(known)
+    complete = {key: value for key, value in known.items() if not key.startswith("absent.")}
+    assert "is the fastest runtime" in answer.headline(complete)
 
 
 def test_who_has_a_cpu_alone_is_answered_from_a_cpus_published_numbers(known):
@@ -65,8 +89,13 @@ def test_who_has_a_cpu_alone_is_answered_from_a_cpus_published_numbers(known):
         "runtimes.speedup.openvino.fp32": record(2, 1.9, 2.1, "×"),
     }
     cpu = answer.placed(cpu, "some CPU", "cpu", "sam3-nano")
-    _, take, measured, where = answer.sentences(known, cpu)["cpu"]
-    assert take == "OpenVINO" and measured.startswith("2.00") and "some CPU" in where and "sam3-nano" in where
+    _, take, limits, measured, where = answer.sentences(known, cpu)["cpu"]
+    assert (
+        (take, limits) == ("OpenVINO", "")
+        and measured.startswith("2.00")
+        and "some CPU" in where
+        and "sam3-nano" in where
+    )
     on_the_cpu = answer.listed(cpu, answer.sentences(cpu, {}))
     assert on_the_cpu["cpu"] == on_the_cpu["image"] and on_the_cpu["unproven"] == "any GPU"
 

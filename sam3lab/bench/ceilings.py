@@ -17,7 +17,7 @@ import pandas as pd
 
 from sam3lab.bench import child, nvml, process
 from sam3lab.bench.clock import Clock, steady, warm_up
-from sam3lab.bench.statistics import Estimate, median_ci
+from sam3lab.bench.statistics import Estimate, in_blocks, median_ci
 from sam3lab.cores import available_cores
 
 COLUMNS = ["ceiling", "precision", "value", "low", "high", "unit", "size", "samples", "library"]
@@ -30,7 +30,8 @@ def ceilings(device: str = "cpu", threads: int = 0, seconds: float = 0.3) -> pd.
     copy: GB/s (10^9 bytes), bytes read and bytes written both counted, of a buffer far larger than the caches.
     matmul: GFLOP/s of a square product, 2n³ operations; fp32 (TF32 off), on "cuda" also tf32, bf16 and fp16, on a CPU
     bf16 where it has instructions for it. size: bytes copied, or n. library: whose rate it is, the fastest of those that
-    bench.products knows and that are installed. Medians with intervals over the repetitions of about `seconds` each.
+    bench.products knows and that are installed. Medians over the repetitions of about `seconds` in all, with intervals over
+    blocks of them in time.
     threads: 0 for every core the process may use. Raises UserError where another process uses the GPU, RuntimeError
     where the measuring process fails.
     """
@@ -58,7 +59,7 @@ def main(job_file: str, spawned: str) -> None:
         clock = Clock(load.synchronize)
         warm_up(clock, load.call, seconds=job["seconds"])
         rates = [load.work / nanoseconds for nanoseconds in steady(clock, load.call, 5, job["seconds"]).wall]
-        found = median_ci(pd.DataFrame({"round": 0, "value": rates}))
+        found = median_ci(in_blocks(rates))
         known = best.get((load.ceiling, load.precision))
         if known is None or found.value > known[COLUMNS.index("value")]:
             row = [load.ceiling, load.precision, found.value, found.low, found.high]
@@ -88,7 +89,7 @@ def harness_overhead(samples: int = 100) -> Estimate:
     pixels = np.zeros((1, 3, 14, 14), np.uint8)
     steady(Clock(backend.synchronize), lambda: backend.image(pixels), samples + 1, 0.0)
     waited = SleepBackend.milliseconds * 1e6
-    return median_ci(pd.DataFrame({"round": 0, "value": np.diff(entries) / waited - 1}))
+    return median_ci(in_blocks(np.diff(entries) / waited - 1))
 
 
 if __name__ == "__main__":

@@ -1,36 +1,35 @@
 """Medians, quantiles and ratios with intervals that know that samples of one round belong together.
 
-Intervals are percentile intervals of a two-stage bootstrap (Davison & Hinkley 1997, section 3.8): rounds are drawn with
-replacement, then samples within each drawn round. Percentiles take the noise between rounds as known, when it is
-estimated from R rounds; as in a t interval, the distance from the estimate (on a logarithmic scale for what is always
-positive) is therefore multiplied by the ratio of Student's quantile with R − 1 degrees of freedom to the normal one (1.4
-for 5 rounds, 2.2 for 3, 6.5 for 2). A single round tells nothing of that noise, nor does its interval. Seeded: equal
-data give equal intervals.
+What differs from round to round (a process's memory layout, clocks, a neighbour) does not average out within one, so
+that a round counts as one observation, however many samples it has: the quantile of its samples. The interval is
+Student's t over the logarithms of the rounds' quantiles, put around the estimate from all samples: only the highest
+level of repetition counts (Kalibera & Jones 2013, "Rigorous benchmarking in reasonable time"), and the noise of times is
+by factors. Few rounds tell little of their own noise; that of several cases of one kind can be pooled, as in an analysis
+of variance (`pooled`). A single round tells nothing of it: its estimate has no interval (NaN), and nothing is concluded
+from it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri, stdtrit
+from scipy.special import stdtrit
 
 from sam3lab.bench.case import FIELDS
 from sam3lab.errors import UserError
 
-RESAMPLES = 2000
 LEVEL = 0.95
 TOLERANCE = 0.02
-LEAST_FOR_P90 = 20
-_BLOCK = 1 << 22  # drawn values held at a time
+BLOCKS = 5
 
 AGREEING = ("passed", "reference")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with the bounds of its interval; rounds: the fewest that any of its samples came in, None if unknown."""
+    """A value with the bounds of its interval, NaN where there is none; rounds: the fewest that it came from, if known."""
 
     value: float
     low: float
@@ -41,33 +40,77 @@ class Estimate:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
-def median_ci(samples: pd.DataFrame, level: float = LEVEL, seed: int = 0) -> Estimate:
-    """The median of `value` in rows of one quantity, with columns value and round (see `by_round`)."""
-    return quantile_ci(samples, 0.5, level, seed)
+@dataclass(frozen=True)
+class Noise:
+    """The variance, from round to round, of the logarithm of a round's quantile or of a ratio, and its degrees of freedom."""
+
+    variance: float
+    freedom: int
 
 
-def quantile_ci(samples: pd.DataFrame, q: float, level: float = LEVEL, seed: int = 0) -> Estimate:
-    """The quantile q in 0..1, interpolated linearly. Raises UserError for no samples."""
-    rounds = list(by_round(samples).values())
-    rng = np.random.default_rng(seed)
-    drawn = _replicates(rounds, _picks(len(rounds), rng), q, rng)
-    return _estimate(float(np.quantile(np.concatenate(rounds), q)), drawn, len(rounds), level)
+def pooled(cases: Iterable[np.ndarray]) -> Noise | None:
+    """The common noise of several cases, each given by its `logarithms`; None where none has two rounds."""
+    return _noise((((values - values.mean()) ** 2).sum(), len(values) - 1) for values in cases if len(values) > 1)
 
 
-def ratio_ci(a: pd.DataFrame, b: pd.DataFrame, level: float = LEVEL, seed: int = 0) -> Estimate:
-    """median(a) / median(b): under 1 where a is the smaller, for times the faster.
+def pooled_differences(blocks: Iterable[np.ndarray]) -> Noise | None:
+    """The common noise of the `differences` of several cases from another; None where none has two rounds.
 
-    Where both have the same rounds, which were measured one beside the other, the same rounds are drawn for both: what
-    slowed a whole round slowed both.
+    blocks: [cases, rounds] for each other case. Its own noise is in all differences from it, so that they are no
+    independent evidence: what is left is taken as in a randomised block design, the other case being one of its cases.
     """
-    rounds_a, rounds_b = by_round(a), by_round(b)
-    rng = np.random.default_rng(seed)
-    picks_a = _picks(len(rounds_a), rng)
-    picks_b = picks_a if list(rounds_a) == list(rounds_b) else _picks(len(rounds_b), rng)
-    drawn_a = _replicates(list(rounds_a.values()), picks_a, 0.5, rng)
-    drawn_b = _replicates(list(rounds_b.values()), picks_b, 0.5, rng)
-    value = np.median(a["value"]) / np.median(b["value"])
-    return _estimate(float(value), drawn_a / drawn_b, min(len(rounds_a), len(rounds_b)), level)
+    found = []
+    for block in blocks:
+        if block.shape[1] > 1:
+            whole = np.vstack([np.zeros(block.shape[1]), block])
+            rest = whole - whole.mean(0) - whole.mean(1, keepdims=True) + whole.mean()
+            found.append((2 * (rest**2).sum(), len(block) * (block.shape[1] - 1)))
+    return _noise(found)
+
+
+def logarithms(samples: pd.DataFrame, q: float = 0.5) -> np.ndarray:
+    """The logarithm of the quantile q of each round: [rounds]; empty where one is not positive."""
+    each = np.array([np.quantile(values, q) for values in by_round(samples).values()])
+    return np.log(each) if each.min() > 0 else np.empty(0)
+
+
+def differences(a: pd.DataFrame, b: pd.DataFrame) -> np.ndarray:
+    """The logarithms of median(a) / median(b) in each round: [rounds]; empty where they have not the same rounds."""
+    logs_a, logs_b = logarithms(a), logarithms(b)
+    same = list(by_round(a)) == list(by_round(b)) and len(logs_a) == len(logs_b)
+    return logs_a - logs_b if same else np.empty(0)
+
+
+def median_ci(samples: pd.DataFrame, level: float = LEVEL) -> Estimate:
+    """The median of `value` in rows of one quantity, with columns value and round (see `by_round`)."""
+    return quantile_ci(samples, 0.5, level)
+
+
+def quantile_ci(samples: pd.DataFrame, q: float, level: float = LEVEL, noise: Noise | None = None) -> Estimate:
+    """The quantile q in 0..1, interpolated linearly. noise: of what is positive, that of its kind; its own if None.
+
+    Raises UserError for no samples.
+    """
+    rounds = by_round(samples)
+    value = float(np.quantile(np.concatenate(list(rounds.values())), q))
+    each = np.array([np.quantile(values, q) for values in rounds.values()])
+    if value > 0 and each.min() > 0:
+        return _by_factors(value, _half_width(np.log(each), level, noise), len(each))
+    half = _half_width(each, level)
+    return Estimate(value, value - half, value + half, len(each))
+
+
+def ratio_ci(a: pd.DataFrame, b: pd.DataFrame, level: float = LEVEL, noise: Noise | None = None) -> Estimate:
+    """median(a) / median(b), of what is positive: under 1 where a is the smaller, for times the faster.
+
+    Where both have the same rounds, which were measured one beside the other, it is the ratios of the rounds that are
+    compared, since what slowed a whole round slowed both, with their own noise or that of their kind (`differences`);
+    otherwise the variances add (Welch).
+    """
+    value = float(np.median(a["value"]) / np.median(b["value"]))
+    logs_a, logs_b, paired = logarithms(a), logarithms(b), differences(a, b)
+    half = _half_width(paired, level, noise) if len(paired) else _welch(logs_a, logs_b, level)
+    return _by_factors(value, half, min(len(logs_a), len(logs_b)))
 
 
 def verdict(ratio: Estimate, tolerance: float = TOLERANCE) -> str:
@@ -76,13 +119,11 @@ def verdict(ratio: Estimate, tolerance: float = TOLERANCE) -> str:
     same        the whole interval lies within 1 ± tolerance: whatever the difference is, it does not matter
     faster      otherwise, the whole interval lies under 1
     slower      otherwise, the whole interval lies over 1
-    ambiguous   otherwise: the interval holds 1 and more than the tolerance; the data cannot tell, more rounds might.
-                Always of a single round, since its interval leaves out how rounds differ
+    ambiguous   otherwise: the interval holds 1 and more than the tolerance, or there is none, as of a single round;
+                the data cannot tell, more rounds might
 
     As in nvbench's comparison, what is neither faster nor slower is the same only if the data are good enough to say so.
     """
-    if ratio.rounds == 1:
-        return "ambiguous"
     if 1 - tolerance <= ratio.low and ratio.high <= 1 + tolerance:
         return "same"
     if ratio.high < 1:
@@ -97,48 +138,12 @@ def select(rows: pd.DataFrame, stage: str, metric: str = "wall", phase: str = "s
     return rows[(rows["stage"] == stage) & (rows["metric"] == metric) & (rows["phase"] == phase)]
 
 
-def summary(
-    rows: pd.DataFrame,
-    by: Sequence[str] = ("case", "label"),
-    stage: str | None = None,
-    metric: str = "wall",
-    phase: str = "steady",
-    seed: int = 0,
-) -> pd.DataFrame:
-    """One row a group, in order of appearance: the columns `by`, stage, unit, median, low, high, p90, p90_low, p90_high,
-    n (samples), rounds, parity.
-
-    rows: results.load's. stage: one, or None for each. p90 is NaN under LEAST_FOR_P90 samples. parity is the worst of the
-    group: failed, missing, passed, reference. A/A twins are left out unless `by` has "case" or "replica".
-    """
-    chosen = rows[(rows["metric"] == metric) & (rows["phase"] == phase)]
-    if stage is not None:
-        chosen = chosen[chosen["stage"] == stage]
-    if not {"case", "replica"} & set(by):
-        chosen = chosen[chosen["replica"] == 0]
-    keys = list(dict.fromkeys([*by, "stage"]))
-    lines = []
-    for values, group in chosen.groupby(keys, sort=False):
-        median = median_ci(group, seed=seed)
-        nothing = Estimate(math.nan, math.nan, math.nan)
-        p90 = quantile_ci(group, 0.9, seed=seed) if len(group) >= LEAST_FOR_P90 else nothing
-        parity = min(group["parity"], key=("failed", "missing", "passed", "reference").index)
-        lines.append(
-            dict(zip(keys, values, strict=True))
-            | {"unit": group["unit"].iloc[0], "median": median.value, "low": median.low, "high": median.high}
-            | {"p90": p90.value, "p90_low": p90.low, "p90_high": p90.high}
-            | {"n": len(group), "rounds": len(by_round(group)), "parity": parity}
-        )
-    ends = ["unit", "median", "low", "high", "p90", "p90_low", "p90_high", "n", "rounds", "parity"]
-    return pd.DataFrame(lines, columns=[*keys, *ends])
-
-
 def agreeing(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows, of results.load's or summary's, that a headline may use: those whose parity was shown."""
+    """The rows, of results.load's, that a headline may use: those whose parity was shown."""
     return frame[frame["parity"].isin(AGREEING)]
 
 
-def aa_check(rows: pd.DataFrame, tolerance: float = TOLERANCE, seed: int = 0) -> pd.DataFrame:
+def aa_check(rows: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
     """The A/A twins beside each other, one row a couple and stage: case, label, stage, ratio, low, high, verdict,
     agrees, resolution.
 
@@ -156,7 +161,7 @@ def aa_check(rows: pd.DataFrame, tolerance: float = TOLERANCE, seed: int = 0) ->
             stages = [stage for stage in first["stage"].unique() if (second["stage"] == stage).any()]
             for stage in stages:
                 level = 1 - (1 - LEVEL) / len(stages)
-                ratio = ratio_ci(second[second["stage"] == stage], first[first["stage"] == stage], level, seed)
+                ratio = ratio_ci(second[second["stage"] == stage], first[first["stage"] == stage], level)
                 said = verdict(ratio, tolerance)
                 line = {"case": first["case"].iloc[0], "label": first["label"].iloc[0], "stage": stage}
                 line |= {"ratio": ratio.value, "low": ratio.low, "high": ratio.high, "verdict": said}
@@ -164,6 +169,11 @@ def aa_check(rows: pd.DataFrame, tolerance: float = TOLERANCE, seed: int = 0) ->
                 lines.append(line)
     columns = ["case", "label", "stage", "ratio", "low", "high", "verdict", "agrees", "resolution"]
     return pd.DataFrame(lines, columns=columns)
+
+
+def in_blocks(values, blocks: int = BLOCKS) -> pd.DataFrame:
+    """Repetitions in one process, in order, as `value` and `round`: so many blocks in time, each to stand for a round."""
+    return pd.DataFrame({"round": np.arange(len(values)) * blocks // len(values), "value": values})
 
 
 def by_round(samples: pd.DataFrame) -> dict[tuple, np.ndarray]:
@@ -174,36 +184,32 @@ def by_round(samples: pd.DataFrame) -> dict[tuple, np.ndarray]:
     return {key: group["value"].to_numpy(np.float64) for key, group in samples.groupby(keys)}
 
 
-def _picks(rounds: int, rng: np.random.Generator) -> np.ndarray:
-    """Which rounds each resample has: [RESAMPLES, rounds]."""
-    return rng.integers(rounds, size=(RESAMPLES, rounds))
+def _noise(found: Iterable[tuple[float, int]]) -> Noise | None:
+    """From sums of squares, each with its degrees of freedom."""
+    squares, freedom = np.sum([*found, (0.0, 0)], axis=0)
+    return Noise(float(squares / freedom), int(freedom)) if freedom else None
 
 
-def _replicates(rounds: list[np.ndarray], picks: np.ndarray, q: float, rng: np.random.Generator) -> np.ndarray:
-    """The quantile in each resample: [RESAMPLES]. Each drawn round gives the mean number of samples of a round."""
-    counts = np.array([len(values) for values in rounds])
-    padded = np.zeros((len(rounds), counts.max()))
-    for row, values in zip(padded, rounds, strict=True):
-        row[: len(values)] = values
-    width = math.ceil(counts.mean())
-    step = max(1, _BLOCK // (len(rounds) * width))
-    drawn = []
-    for start in range(0, len(picks), step):
-        chosen = picks[start : start + step, :, None]
-        index = (rng.random((*chosen.shape[:2], width)) * counts[chosen]).astype(np.intp)
-        drawn.append(np.quantile(padded[chosen, index].reshape(len(chosen), -1), q, axis=1))
-    return np.concatenate(drawn)
+def _half_width(values: np.ndarray, level: float, noise: Noise | None = None) -> float:
+    """Half of Student's interval for the mean of `values`, of their own noise or of that given; NaN for a single one."""
+    if len(values) < 2:
+        return math.nan
+    noise = noise or Noise(float(values.var(ddof=1)), len(values) - 1)
+    return float(stdtrit(noise.freedom, (1 + level) / 2)) * math.sqrt(noise.variance / len(values))
 
 
-def _estimate(value: float, drawn: np.ndarray, rounds: int, level: float) -> Estimate:
-    upper = (1 + level) / 2
-    low, high = np.quantile(drawn, [1 - upper, upper])
-    # where rounds have unlike numbers of samples, the median of all may lie outside of what is drawn round by round
-    low, high = min(low, value), max(high, value)
-    if rounds > 1:
-        widening = stdtrit(rounds - 1, upper) / ndtri(upper)
-        if drawn.min() > 0:  # times, sizes and ratios: widened by factors, they stay positive
-            low, high = value * (low / value) ** widening, value * (high / value) ** widening
-        else:
-            low, high = value + (low - value) * widening, value + (high - value) * widening
-    return Estimate(value, float(low), float(high), rounds)
+def _by_factors(value: float, half: float, rounds: int) -> Estimate:
+    """An estimate whose interval is `half` to either side on the logarithmic scale."""
+    return Estimate(value, float(value * np.exp(-half)), float(value * np.exp(half)), rounds)
+
+
+def _welch(a: np.ndarray, b: np.ndarray, level: float) -> float:
+    """Half of Welch's interval for the difference of the means of `a` and `b`; NaN where one has a single value."""
+    if min(len(a), len(b)) < 2:
+        return math.nan
+    errors = [values.var(ddof=1) / len(values) for values in (a, b)]
+    total = sum(errors)
+    if not total:
+        return 0.0
+    freedom = total**2 / sum(error**2 / (len(values) - 1) for error, values in zip(errors, (a, b), strict=True))
+    return float(stdtrit(freedom, (1 + level) / 2) * math.sqrt(total))

@@ -1,5 +1,6 @@
 """What `sam3lab measure` prints at its end."""
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -30,7 +31,7 @@ def medians(rows: pd.DataFrame) -> Table:
             if base is not None and case["case"].iloc[0] != first["case"].iloc[0]:
                 estimate = statistics.ratio_ci(samples, base)
                 ratio, said = _spelled(estimate), "" if unit == "MB" else statistics.verdict(estimate)
-            interval = f"{median.low:.4g} – {median.high:.4g}"
+            interval = "" if median.rounds == 1 else f"{median.low:.4g} – {median.high:.4g}"
             table.add_row(heading, name, f"{median.value:.4g}", interval, unit, ratio, _styled(said), _styled(parity))
             heading = ""
         table.add_section()
@@ -92,7 +93,8 @@ def _quantities(case: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def _spelled(ratio: statistics.Estimate) -> str:
-    return f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
+    interval = f" [{ratio.low:.3f}, {ratio.high:.3f}]" if math.isfinite(ratio.low) else ""
+    return f"{ratio.value:.3f}{interval}"
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -1,6 +1,8 @@
 """The one-page answer: which runtime for which use, from the numbers that the notebooks recorded, and from those alone."""
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sam3lab.bench.statistics import Estimate
 from sam3lab.study import deployment, numbers
@@ -9,32 +11,45 @@ from sam3lab.study.tables import NATIVE
 
 Row = tuple[str, str]  # (backend, precision)
 OF_NATIVE = "of native PyTorch's"  # how the units begin of what was recorded as a share of it
-TIED = ", or within the noise "
 
 
 @dataclass(frozen=True)
 class Use:
-    """Something a runtime is wanted for. `number`: the key, without its row, of what decides; less of it is better, or
-    more. title: in words, which may name numbers by their keys.
+    """Something a runtime is wanted for. `number`: the key, without its row, of what decides, which `notebook` records;
+    less of it is better, or more. title: in words, which may name numbers by their keys.
     """
 
     name: str
     title: str
     number: str
+    notebook: str
     better: str = "less"
 
 
+class Taken(NamedTuple):
+    """The answer for one use, in words: its title, the runtime, what limits that (begins with a comma, or is empty), what
+    was measured of it, and the same of native PyTorch.
+    """
+
+    title: str
+    first: str
+    limits: str
+    measured: str
+    native: str
+
+
 USES = (
-    Use("image", "One image, one prompt", "runtimes.latency"),
-    Use("several", "One image, {prompts.objects} prompts", "prompts.several"),
-    Use("prompts", "One image, {calls.prompts.most} prompts", "calls.prompts.latency"),
-    Use("images", "Many images, {calls.images.most} at most a call", "calls.images.rate", "more"),
-    Use("memory", "Least memory", "memory.peak"),
-    Use("energy", "Least energy an image", "runtimes.energy"),
-    Use("warm", "Quickest start, all compiled before", "runtimes.startup"),
-    Use("cold", "Quickest first start, nothing compiled", "deployment.cold"),
-    Use("served", "A service: most answered in {serving.deadline}", "serving.goodput", "more"),
-    Use("half", "A service at half load, least p95", "serving.half"),
+    Use("image", "One image, one prompt", "runtimes.latency", "01_runtimes"),
+    Use("decoded", "The same, from a JPEG's bytes to masks", "runtimes.end_to_end", "01_runtimes"),
+    Use("several", "One image, {prompts.objects} prompts", "prompts.several", "03_prompts"),
+    Use("prompts", "One image, {calls.prompts.most} prompts", "calls.prompts.latency", "06_calls"),
+    Use("images", "Many images, {calls.images.most} at most a call", "calls.images.rate", "06_calls", "more"),
+    Use("memory", "Least memory", "memory.peak", "04_memory"),
+    Use("energy", "Least energy an image", "runtimes.energy", "01_runtimes"),
+    Use("warm", "Quickest start, all compiled before", "runtimes.startup", "01_runtimes"),
+    Use("cold", "Quickest first start, nothing compiled", "deployment.cold", "07_deployment"),
+    Use("served", "A service: most answered in {serving.deadline}", "serving.goodput", "08_serving", "more"),
+    Use("half", "A service at half load, least p95", "serving.half", "08_serving"),
 )
 
 
@@ -51,7 +66,10 @@ def candidates(use: Use, known: dict[str, dict]) -> dict[Row, dict]:
 
 
 def best(use: Use, known: dict[str, dict]) -> tuple[Row, list[Row]] | None:
-    """The row that is best for a use, and those whose intervals overlap with its own; None where nothing is known."""
+    """The row that is best for a use, and those whose intervals overlap with its own; None where nothing is known.
+
+    Of a row without an interval, as of a single round, nothing is said: `sentences` tells that there is none.
+    """
     found = candidates(use, known)
     if not found:
         return None
@@ -62,8 +80,8 @@ def best(use: Use, known: dict[str, dict]) -> tuple[Row, list[Row]] | None:
     return first, tied
 
 
-def sentences(known: dict[str, dict], of_a_cpu: dict[str, dict]) -> dict[str, tuple[str, str, str, str]]:
-    """{use: (title, what to take, what was measured of it, the same of native PyTorch)}, all in words.
+def sentences(known: dict[str, dict], of_a_cpu: dict[str, dict]) -> dict[str, Taken]:
+    """{use: its answer}, of the uses that something was measured for.
 
     of_a_cpu: the numbers of a CPU, for who has nothing else; empty where this run was on one, or none is known.
     """
@@ -75,44 +93,49 @@ def sentences(known: dict[str, dict], of_a_cpu: dict[str, dict]) -> dict[str, tu
             continue
         row, tied = chosen
         records = candidates(use, known)
-        take = f"{names[row]}{_or([names[each] for each in tied])}"
         native = records.get((NATIVE, row[1]))
         measured, compared = records[row]["text"], native["text"] if native and row[0] != NATIVE else "–"
         if native and _relative(known, records[row]):
             measured, compared = _of(records[row], native), "–"
-        found[use.name] = numbers.fill(use.title, known), take, measured, compared
+        limits = _limits([names[each] for each in tied], records)
+        found[use.name] = Taken(numbers.fill(use.title, known), names[row], limits, measured, compared)
     if easiest := _easiest(known):
-        found["deploy"] = "Least to do before the first mask", *easiest
+        found["deploy"] = Taken("Least to do before the first mask", easiest[0], "", *easiest[1:])
     if of_a_cpu and (chosen := best(USES[0], of_a_cpu)):
         row, tied = chosen
-        labels = {row: seen.label for row, seen in looks(candidates(USES[0], of_a_cpu)).items()}
-        take = f"{labels[row]}{_or([labels[each] for each in tied])}"
+        records = candidates(USES[0], of_a_cpu)
+        labels = {row: seen.label for row, seen in looks(records).items()}
+        limits = _limits([labels[each] for each in tied], records)
         speed = of_a_cpu[f"runtimes.speedup.{'.'.join(row)}"]["text"]
-        where = "{machine.name}, `{machine.checkpoint}`"
-        found["cpu"] = "A CPU alone", take, f"{speed} native PyTorch's speed", numbers.fill(where, of_a_cpu)
+        where = numbers.fill("{machine.name}, `{machine.checkpoint}`", of_a_cpu)
+        found["cpu"] = Taken("A CPU alone", labels[row], limits, f"{speed} native PyTorch's speed", where)
     return found
 
 
-def listed(known: dict[str, dict], found: dict[str, tuple[str, str, str, str]]) -> dict[str, str]:
+def listed(known: dict[str, dict], found: dict[str, Taken]) -> dict[str, str]:
     """What README.md quotes: headline, unproven, and {use: one line} for every use there is, from `sentences`, whether or
     not it was measured.
     """
     lines = {"headline": headline(known), "unproven": unproven(known) or "every runtime of this device was run"}
-    lines |= {name: "not measured on this machine" for name in (*(use.name for use in USES), "deploy", "cpu")}
-    for name, (_, take, measured, native) in found.items():
-        beside = "" if native == "–" else f"; native PyTorch: {native}" if name != "cpu" else f"; {native}"
-        first, tied, others = take.partition(TIED)
-        lines[name] = f"**{first}**{tied}{others} ({measured}{beside})"
+    lines |= {use.name: f"not measured on this machine: `sam3lab study --notebook {use.notebook}`" for use in USES}
+    lines["deploy"] = "not measured on this machine: `sam3lab study --notebook 07_deployment`"
+    lines["cpu"] = "no CPU was measured"
+    for name, taken in found.items():
+        beside = (
+            "" if taken.native == "–" else f"; native PyTorch: {taken.native}" if name != "cpu" else f"; {taken.native}"
+        )
+        lines[name] = f"**{taken.first}**{taken.limits} ({taken.measured}{beside})"
     if known["machine.device"]["value"] == "cpu":
         lines["cpu"] = lines["image"]
     return lines
 
 
-def table(found: dict[str, tuple[str, str, str, str]]):
+def table(found: dict[str, Taken]):
     """`sentences` as a table for people."""
     import pandas as pd
 
-    return pd.DataFrame(list(found.values()), columns=["Use", "Take", "Measured", "Native PyTorch"])
+    rows = [(each.title, each.first + each.limits, each.measured, each.native) for each in found.values()]
+    return pd.DataFrame(rows, columns=["Use", "Take", "Measured", "Native PyTorch"])
 
 
 def unproven(known: dict[str, dict]) -> str:
@@ -135,7 +158,8 @@ def headline(known: dict[str, dict]) -> str:
     group = ".".join(chosen[0])
     names = {row: seen.label for row, seen in looks(_rows(known)).items()}
     tied = "".join(f", not to be told apart from {names[row]}" for row in chosen[1])
-    start = f"On {{machine.name}}, with `{{machine.checkpoint}}`, **{names[chosen[0]]}** is the fastest runtime{tied}"
+    among = "fastest of the runtimes measured" if any(key.startswith("absent.") for key in known) else "fastest runtime"
+    start = f"On {{machine.name}}, with `{{machine.checkpoint}}`, **{names[chosen[0]]}** is the {among}{tied}"
     parts = ["{runtimes.latency.*} a call"] if known["machine.device"]["value"] == "cuda" else []
     parts += ["{runtimes.speedup.*} native PyTorch's speed"] if chosen[0][0] != NATIVE else []
     parts += ["{runtimes.gain.*} that of native PyTorch in fp32"] if chosen[0][1] != "fp32" else []
@@ -182,8 +206,8 @@ def _of(record: dict, native: dict) -> str:
 
 
 def estimate(record: dict) -> Estimate:
-    """A recorded number with its interval; the number itself where it has none."""
-    low, high = (record["value"] if record[end] is None else record[end] for end in ("low", "high"))
+    """A recorded number with its interval, NaN where it has none."""
+    low, high = (math.nan if record[end] is None else record[end] for end in ("low", "high"))
     return Estimate(record["value"], low, high)
 
 
@@ -213,5 +237,9 @@ def _overlap(one: Estimate, other: Estimate) -> bool:
     return one.low <= other.high and other.low <= one.high
 
 
-def _or(names: list[str]) -> str:
-    return f"{TIED}{', '.join(names)}" if names else ""
+def _limits(tied: list[str], records: dict[Row, dict]) -> str:
+    """What is to be said after the best of `records`: what is as good, and what makes it no choice at all."""
+    if len(records) == 1:
+        return ", the only one measured"
+    others = f", or within the noise {', '.join(tied)}" if tied else ""
+    return others + (", going by a single round" if any(each["low"] is None for each in records.values()) else "")

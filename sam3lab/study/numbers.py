@@ -79,7 +79,8 @@ def interval(value: float, low: float | None = None, high: float | None = None, 
 
 
 def number(estimate, unit: str = "") -> dict:
-    """The JSON record of one number: an estimate (value, low, high), a plain number, or a word such as a verdict.
+    """The JSON record of one number: an estimate (value, low, high; null where it has no interval), a plain number, or a
+    word such as a verdict.
 
     A whole number (int) is a count, and is written without decimal places.
     """
@@ -90,7 +91,7 @@ def number(estimate, unit: str = "") -> dict:
         return {"value": estimate, "low": None, "high": None, "unit": unit, "text": text}
     value, low, high = (getattr(estimate, name, None) for name in ("value", "low", "high"))
     value = float(estimate if value is None else value)
-    low, high = (None if end is None else float(end) for end in (low, high))
+    low, high = (float(end) if end is not None and math.isfinite(end) else None for end in (low, high))
     return {"value": value, "low": low, "high": high, "unit": unit, "text": interval(value, low, high, unit)}
 
 

@@ -1,12 +1,16 @@
 """From samples to what is shown: estimates and ratios by group, and the tables of the notebooks.
 
-Frames of estimates have the columns value, low, high (95% interval); tables for people have an Estimate in a cell.
+Frames of estimates have the columns value, low, high (95% interval, NaN of a single round); tables for people have an
+Estimate in a cell. Noise from round to round is taken to be the same in all groups of a runtime and precision.
 A case whose parity was not shown is left out of estimates and ratios, and stands in the tables as failed.
 """
 
 import math
 
-from sam3lab.bench.statistics import Estimate, agreeing, median_ci, ratio_ci, select, verdict
+import numpy as np
+
+from sam3lab.bench import statistics
+from sam3lab.bench.statistics import Estimate, agreeing, select, verdict
 from sam3lab.errors import UserError
 from sam3lab.study.style import FILLS, look, looks, ordered
 
@@ -30,12 +34,17 @@ def usable(samples):
     return agreeing(samples[samples["replica"] == 0])
 
 
-def estimates(samples, stage: str = "pipeline", by=("backend",), metric: str = "wall", phase: str = "steady"):
-    """The median of one quantity in each group: a frame with the columns `by`, value, low, high."""
+def estimates(samples, stage="pipeline", by=("backend",), metric="wall", phase="steady", q=0.5):
+    """The median, or quantile q, of one quantity in each group: a frame with the columns `by`, value, low, high."""
     import pandas as pd
 
-    groups = select(usable(samples), stage, metric, phase).groupby(list(by), sort=False)
-    rows = [(*keys, *_ends(median_ci(group))) for keys, group in groups]
+    groups = dict(list(select(usable(samples), stage, metric, phase).groupby(list(by), sort=False)))
+    kinds: dict[tuple, list] = {}
+    for keys, group in groups.items():
+        kinds.setdefault(_kind(keys, by), []).append(statistics.logarithms(group, q))
+    noise = {kind: statistics.pooled(cases) for kind, cases in kinds.items()}
+    found = {keys: statistics.quantile_ci(group, q, noise=noise[_kind(keys, by)]) for keys, group in groups.items()}
+    rows = [(*keys, *_ends(estimate)) for keys, estimate in found.items()]
     return pd.DataFrame(rows, columns=[*by, *ENDS])
 
 
@@ -54,17 +63,22 @@ def ratios(
     good = usable(samples)
     groups = dict(list(select(good, stage, metric, phase).groupby(by, sort=False)))
     others = dict(list(select(good, to_stage or stage, metric, phase).groupby(by, sort=False)))
+    bases = {keys: tuple(to.get(name, value) for name, value in zip(by, keys, strict=True)) for keys in groups}
+    itself = [keys for keys in groups if bases[keys] == keys and to_stage in (None, stage)]
+    pairs = {keys: (group, others[bases[keys]]) for keys, group in groups.items() if bases[keys] in others}
+    blocks: dict[tuple, dict] = {}
+    for keys, pair in pairs.items():
+        if keys not in itself and len(differences := statistics.differences(*pair)):
+            of_base = blocks.setdefault(_kind(keys, by), {}).setdefault((bases[keys], len(differences)), [])
+            of_base.append(differences)
+    noise = {kind: statistics.pooled_differences(map(np.array, found.values())) for kind, found in blocks.items()}
     rows = []
-    for keys, group in groups.items():
-        base = tuple(to.get(name, value) for name, value in zip(by, keys, strict=True))
-        other = others.get(base)
-        if base == keys and to_stage in (None, stage):  # itself, of which no noise need be told
+    for keys, (group, other) in pairs.items():
+        if keys in itself:  # of which no noise need be told
             ratio = shown = Estimate(1.0, 1.0, 1.0)
-        elif other is None:
-            continue
         else:
-            ratio = ratio_ci(group, other)
-            shown = ratio_ci(other, group) if invert else ratio
+            ratio = statistics.ratio_ci(group, other, noise=noise.get(_kind(keys, by)))
+            shown = statistics.ratio_ci(other, group, noise=noise.get(_kind(keys, by))) if invert else ratio
         said = verdict(ratio)
         rows.append((*keys, *_ends(shown), _OF_MEMORY.get(said, said) if metric == PEAK["metric"] else said))
     if not rows:
@@ -110,6 +124,11 @@ def stacked(parts: dict):
     import pandas as pd
 
     return pd.concat([frame.assign(stage=stage) for stage, frame in parts.items()], ignore_index=True)
+
+
+def _kind(keys: tuple, by) -> tuple:
+    """The runtime and precision of a group, whose noise from round to round is taken to be one."""
+    return tuple(value for name, value in zip(by, keys, strict=True) if name in BY)
 
 
 def _ends(estimate: Estimate) -> tuple[float, float, float]:
@@ -173,6 +192,8 @@ def best(frame) -> str:
 
 def trend(first: Estimate, last: Estimate) -> str:
     """How a value changes from `first` to `last`, in words: only what the intervals allow."""
+    if math.isnan(first.low + last.low):
+        return "cannot be told from one round"
     if last.low > first.high:
         return "grows"
     return "shrinks" if last.high < first.low else "stays the same within the intervals"
