@@ -1,9 +1,12 @@
 import argparse
+import io
 import json
 
+import pandas as pd
 import pytest
+from rich.console import Console
 
-from sam3lab.bench import cli, doctor
+from sam3lab.bench import cli, doctor, tables
 from sam3lab.errors import UserError
 from tests.bench_run import REFERENCE, make_checkpoint
 
@@ -34,6 +37,16 @@ def test_what_does_not_agree_or_crashes_ends_with_1_and_its_log(checkpoint, tmp_
     )
     printed = capsys.readouterr().out
     assert "Failures" in printed and "parity" in printed and "no text today" in printed and "-r0.log" in printed
+
+
+def test_reasons_are_printed_as_they_are(tmp_path):
+    """Square brackets, of an extra or of a path, are no markup."""
+    reason = "pip install sam3lab[gpu], or read [/models/graphs]"
+    failure = {"label": "[x] fp32", "round": 0, "status": "failed", "reason": reason, "log": "log[1].txt"}
+    console = Console(width=400, file=io.StringIO())
+    console.print(tables.failures(pd.DataFrame([failure]), tmp_path))
+    printed = console.file.getvalue()
+    assert reason in printed and "[x] fp32" in printed and "log[1].txt" in printed
 
 
 def test_a_backend_that_was_named_must_run(checkpoint, tmp_path):

@@ -85,6 +85,10 @@ def test_ratio_of_interleaved_rounds_forgets_what_slowed_both():
     assert (ratio.high - ratio.low) < 0.1 * (apart.high - apart.low)
 
 
+def test_a_ratio_has_the_fewer_rounds_of_the_two():
+    assert statistics.ratio_ci(samples(5), samples(3)).rounds == 3
+
+
 def test_times_stay_positive():
     data = pd.DataFrame({"round": [0, 0, 1, 1], "value": [1.0, 1.1, 30.0, 31.0]})
     assert statistics.median_ci(data).low >= 0
@@ -150,8 +154,8 @@ def twins(rng, factor, stages=("image", "text", "detect", "pipeline")):
 
 def test_twins_agree_unless_they_differ():
     rng = np.random.default_rng(4)
-    agree = [statistics.aa_check(twins(rng, 1.0))["agrees"].all() for _ in range(30)]
-    assert np.mean(agree) >= 0.8
+    agree = [statistics.aa_check(twins(rng, 1.0))["agrees"].all() for _ in range(100)]
+    assert np.mean(agree) >= 0.9  # 0.95 by the level that all stages share; 0.81 without it
     table = statistics.aa_check(twins(rng, 1.5))
     assert list(table["stage"]) == ["image", "text", "detect", "pipeline"]
     assert not table["agrees"].any() and set(table["verdict"]) == {"slower"} and (table["ratio"] > 1.3).all()

@@ -48,8 +48,9 @@ class Case:
     def __post_init__(self):
         for name in ("prompts", "images"):
             value = getattr(self, name)
-            if isinstance(value, str) or not all(isinstance(item, str) for item in value):
-                raise UserError(f"{name} must be a list of texts, not {value!r}; write ({value!r},) for a single one")
+            if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+                example = repr(value) if isinstance(value, str) else "'text'"
+                raise UserError(f"{name} must be a list of texts, not {value!r}; write [{example}] for a single one")
             if not value or not all(item.strip() for item in value):
                 raise UserError(f"{name} {list(value)!r} is empty or has an empty entry; give at least one text")
             object.__setattr__(self, name, tuple(value))

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import pandas as pd
+from rich.markup import escape
 from rich.table import Table
 
 from sam3lab.bench import statistics
@@ -32,7 +33,9 @@ def medians(rows: pd.DataFrame) -> Table:
                 estimate = statistics.ratio_ci(samples, base)
                 ratio, said = _spelled(estimate), "" if unit == "MB" else statistics.verdict(estimate)
             interval = "" if median.rounds == 1 else f"{median.low:.4g} – {median.high:.4g}"
-            table.add_row(heading, name, f"{median.value:.4g}", interval, unit, ratio, _styled(said), _styled(parity))
+            table.add_row(
+                escape(heading), name, f"{median.value:.4g}", interval, unit, ratio, _styled(said), _styled(parity)
+            )
             heading = ""
         table.add_section()
     return table
@@ -44,7 +47,9 @@ def twins(rows: pd.DataFrame) -> Table:
     heading = ""
     for line in statistics.aa_check(rows).itertuples():
         ratio = statistics.Estimate(line.ratio, line.low, line.high)
-        table.add_row("" if line.label == heading else line.label, line.stage, _spelled(ratio), _styled(line.verdict))
+        table.add_row(
+            "" if line.label == heading else escape(line.label), line.stage, _spelled(ratio), _styled(line.verdict)
+        )
         heading = line.label
     return table
 
@@ -63,7 +68,7 @@ def accuracy(frame: pd.DataFrame, run_dir: Path) -> Table:
             )
         )
         table.add_row(
-            line.label,
+            escape(line.label),
             f"{line.cgf1:.2f} [{line.cgf1_low:.2f}, {line.cgf1_high:.2f}]",
             f"{line.il_mcc:.3f}",
             f"{line.pmf1:.3f}",
@@ -71,7 +76,7 @@ def accuracy(frame: pd.DataFrame, run_dir: Path) -> Table:
             f"{line.mean_iou:.3f}",
             _styled(line.parity),
             agreement,
-            str(run_dir / "predictions" / f"{line.case}.json"),
+            escape(str(run_dir / "predictions" / f"{line.case}.json")),
         )
     return table
 
@@ -81,7 +86,8 @@ def failures(frame: pd.DataFrame, run_dir: Path) -> Table:
     table = _table("Failures", "case", "round", "status", "reason", "log")
     for line in frame.itertuples():
         log = str(run_dir / line.log) if line.log else ""
-        table.add_row(line.label, str(line.round), f"[bold red]{line.status}[/bold red]", line.reason, log)
+        status = f"[bold red]{line.status}[/bold red]"
+        table.add_row(escape(line.label), str(line.round), status, escape(line.reason), escape(log))
     return table
 
 
@@ -100,7 +106,7 @@ def _spelled(ratio: statistics.Estimate) -> str:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(escape(column), overflow="fold")
     return table
 
 

@@ -135,9 +135,9 @@ def _ends(estimate: Estimate) -> tuple[float, float, float]:
     return estimate.value, estimate.low, estimate.high
 
 
-def scaled(frame, factor: float = 1.0, less: float = 0.0):
-    """A frame of estimates with every value times `factor`, less `less`."""
-    return frame.assign(**{end: frame[end] * factor - less for end in ENDS})
+def scaled(frame, factor: float):
+    """A frame of estimates with every value times `factor`."""
+    return frame.assign(**{end: frame[end] * factor for end in ENDS})
 
 
 def divided(frame, name: str, base: float = 1.0):
