@@ -55,7 +55,7 @@ def test_inputs_are_shared_by_what_runs_on_them():
         ({"batch": True}, "batch"),
         ({"prompts": ()}, "prompts"),
         ({"prompts": ("cat", " ")}, "prompts"),
-        ({"prompts": "cat"}, r"write \['cat'\]"),
+        ({"prompts": "cat"}, "write ['cat']"),
         ({"prompts": None}, "must be a list of texts, not None"),
         ({"images": 3}, "must be a list of texts, not 3"),
         ({"images": ()}, "images"),

@@ -155,7 +155,7 @@ def twins(rng, factor, stages=("image", "text", "detect", "pipeline")):
 def test_twins_agree_unless_they_differ():
     rng = np.random.default_rng(4)
     agree = [statistics.aa_check(twins(rng, 1.0))["agrees"].all() for _ in range(100)]
-    assert np.mean(agree) >= 0.9  # 0.95 by the level that all stages share; 0.81 without it
+    assert np.mean(agree) >= 0.9  # 0.95 by the level that all stages share; 0.87 without it
     table = statistics.aa_check(twins(rng, 1.5))
     assert list(table["stage"]) == ["image", "text", "detect", "pipeline"]
     assert not table["agrees"].any() and set(table["verdict"]) == {"slower"} and (table["ratio"] > 1.3).all()
