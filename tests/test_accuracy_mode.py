@@ -17,6 +17,7 @@ from sam3lab.bench.case import FIELDS, Case, accuracy_case
 from sam3lab.bench.scene_inputs import SceneInputs
 from sam3lab.errors import UserError
 from sam3lab.scenes import build, store
+from tests import coco_samples
 from tests.bench_run import REFERENCE, case, make_checkpoint, short
 from tests.fakes import Quick
 
@@ -170,7 +171,7 @@ def box(left, score, pair=1, width=20):
 
     masks = np.zeros((1, 40, 40), dtype=bool)
     masks[:, 5:25, left : left + width] = True
-    return coco.predictions([pair], [Detections(np.array([score]), coco.boxes(masks), masks)])[0]
+    return coco.predictions([pair], [Detections(np.array([score]), coco_samples.boxes(masks), masks)])[0]
 
 
 def agreement(reference, other):

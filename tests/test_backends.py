@@ -1,5 +1,6 @@
 """One contract for every backend: what it computes, and how it may be used."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from sam3lab import backends
 from sam3lab.backends import Artifacts
+from sam3lab.backends.pytorch import CompiledPyTorchBackend
 from sam3lab.bench.artifacts import to_json
 from sam3lab.errors import UserError
 from sam3lab.export import calibration
@@ -168,6 +170,59 @@ def test_rows_of_several_calls_become_one_batch(backend):
         alone = run(backend, inputs | {"image_index": np.array([1]), "text_index": np.array([2])})
         for name, value in zip(outputs._fields, backend.download(tuple(outputs)), strict=True):
             assert relative_error(value[number], alone[name][0]) <= PARITY, name
+
+
+class FakeStream:
+    """A stream, or an event of one, as far as the order of the stages goes: `waited` has what it waited for."""
+
+    def __init__(self):
+        self.waited = []
+
+    def record(self):
+        """Nothing: what comes before it is what it stands for."""
+
+    def wait_event(self, event):
+        self.waited.append("the event before the image stage")
+
+    def wait_stream(self, stream):
+        self.waited.append("everything")
+
+
+def test_a_text_stage_runs_beside_the_image_stage_right_before_it_alone(monkeypatch):
+    """Whatever was enqueued since may read what it writes to, `gather` too."""
+    import torch
+
+    backend, side, text = CompiledPyTorchBackend(), FakeStream(), torch.zeros(1, 1)
+    monkeypatch.setattr(torch.cuda, "current_stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    backend.device, backend._side, backend._image_next, backend._beside_image = (
+        torch.device("cuda"),
+        side,
+        FakeStream(),
+        False,
+    )
+    backend._run = lambda stage, *values: (text,) * (5 if stage == "detect" else 1)
+    between = {
+        "gather": lambda: backend.gather([(text, (0,))]),
+        "detect": lambda: backend.detect((), text, None, None, None),
+    }
+    for name, enqueue in between.items():
+        side.waited.clear()
+        backend.image(None)
+        backend.text(None, None)
+        enqueue()
+        backend.text(None, None)
+        assert side.waited == ["the event before the image stage", "everything"], name
+
+
+def test_onnxruntime_needs_a_gpu_for_cuda(monkeypatch):
+    ort, backend = pytest.importorskip("onnxruntime"), backends.get("onnxruntime")
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr("sam3lab.bench.nvml.gpu", lambda: None)
+    assert "no NVIDIA GPU is to be seen" in backend.unavailable("cuda", "fp16")
+    assert backend.unavailable("cpu", "fp32") is None
+    monkeypatch.setattr("sam3lab.bench.nvml.gpu", lambda: object())
+    assert backend.unavailable("cuda", "fp16") is None
 
 
 def test_an_uploaded_value_is_independent_of_its_array(backend):

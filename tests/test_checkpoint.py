@@ -1,14 +1,17 @@
 """Checkpoints are found by name, read whole, and refused with a reason when something is off."""
 
 import json
+import os
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sam3lab.backends import Artifacts
+from sam3lab.backends.transformers import TransformersBackend
 from sam3lab.errors import UserError
-from sam3lab.model import checkpoint, weights
+from sam3lab.model import checkpoint, random, weights
 from sam3lab.model.config import ARCHITECTURES, read_config
 from sam3lab.model.sam3 import Sam3
 from tests.conftest import SMALL
@@ -71,6 +74,39 @@ def test_unknown_absent_and_misshapen_tensors_are_named(copy):
         checkpoint.load_model(directory)
 
 
+def test_the_reference_refuses_them_too_and_computes_on_no_random_numbers(copy):
+    directory, tensors, store = copy
+
+    def load():
+        TransformersBackend().load(Artifacts(directory, 84))
+
+    name = "detr_decoder.box_head.layer2.weight"
+    store({key: value for key, value in tensors.items() if key != name})
+    with pytest.raises(UserError, match=r"lacks: detr_decoder\.box_head\.layer2\.weight; is it a .* checkpoint, whole"):
+        load()
+    store(tensors | {name: torch.ones(32, 31)})
+    with pytest.raises(UserError, match=r"tensors of other shapes: detr_decoder\.box_head\.layer2\.weight; is it"):
+        load()
+    store(tensors)
+    whole = (directory / "model.safetensors").read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2]):
+        (directory / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"{directory} are no whole safetensors files .*download"):
+            load()
+
+
+def test_of_a_single_file_and_shards_the_lean_model_reads_what_the_reference_does(copy):
+    directory, tensors, _ = copy
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, directory / "other.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "other.safetensors")}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    backend = TransformersBackend()
+    backend.load(Artifacts(directory, 84))
+    lean = checkpoint.load_model(directory).text_encoder.projection.bias
+    assert torch.equal(lean, backend.model.text_projection.bias)
+    assert checkpoint.weight_files(directory) == [directory / "model.safetensors"]  # which the fingerprint is of
+
+
 def test_one_part_of_a_fused_projection_misshapen(copy):
     directory, tensors, store = copy
     names = [f"detr_encoder.layers.0.self_attn.{part}_proj.bias" for part in "qk"]
@@ -92,8 +128,44 @@ def test_damaged_files(copy):
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
         checkpoint.load_model(directory)
     (directory / "config.json").unlink()
-    with pytest.raises(UserError, match=r"no config\.json"):
-        checkpoint.load_model(directory)
+    for read in (checkpoint.load_model, checkpoint.fingerprint):
+        with pytest.raises(UserError, match=r"no config\.json"):
+            read(directory)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "it holds no JSON object"),
+        (None, "it holds no JSON object"),
+        ("sam3", "it holds no JSON object"),
+        ({"detector_config": [1]}, r"detector_config is \[1\], not an object"),
+        ({"vision_config": "x"}, "vision_config is 'x', not an object"),
+        ({"vision_config": {"backbone_config": 3}}, "backbone_config is 3, not an object"),
+        ({"detr_encoder_config": []}, r"detr_encoder_config is \[\], not an object"),
+        (
+            {"vision_config": {"backbone_config": {"hidden_size": "1024"}}},
+            "hidden_size is '1024', not a positive whole",
+        ),
+        (
+            {"vision_config": {"backbone_config": {"num_attention_heads": 0}}},
+            "num_attention_heads is 0, not a positive",
+        ),
+        ({"vision_config": {"backbone_config": {"window_size": 0}}}, "window_size is 0, not a positive"),
+        ({"vision_config": {"backbone_config": {"image_size": [1008, 504]}}}, r"image_size is \[1008, 504\], not"),
+        ({"vision_config": {"backbone_config": {"image_size": []}}}, r"image_size is \[\], not"),
+        ({"vision_config": {"backbone_config": {"global_attn_indexes": 3}}}, "not iterable"),
+        ({"vision_config": {"backbone_config": {"rope_theta": "much"}}}, "could not convert"),
+        ({"detr_decoder_config": {"num_queries": None}}, "num_queries is None, not a positive"),
+        ({"detr_encoder_config": {"num_attention_heads": 7}}, "256 is no multiple of the num_attention_heads, 7"),
+    ],
+)
+def test_a_configuration_that_is_none(tmp_path, content, message):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message) as refusal:
+        read_config(tmp_path)
+    assert str(refusal.value).startswith(f"{path}: ") and "facebook/sam3" in str(refusal.value)
 
 
 def test_pickles_are_refused_and_nothing_is_not_taken_for_weights(copy):
@@ -136,6 +208,25 @@ def test_defaults_are_the_published_architecture(tmp_path):
     assert (bare.text.layers, bare.queries, bare.hidden, bare.image_size) == (24, 200, 256, 1008)
 
 
+def test_a_text_config_has_clips_defaults_for_what_it_leaves_out(tmp_path):
+    from transformers import Sam3Config
+
+    for own in ({"max_position_embeddings": 32}, {"max_position_embeddings": 32, "hidden_act": "gelu"}):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "sam3", "text_config": own}))
+        theirs, ours = Sam3Config(text_config=own).text_config, read_config(tmp_path).text
+        assert ours.activation == theirs.hidden_act
+        assert (ours.layers, ours.width, ours.mlp, ours.heads, ours.eps) == (
+            theirs.num_hidden_layers,
+            theirs.hidden_size,
+            theirs.intermediate_size,
+            theirs.num_attention_heads,
+            theirs.layer_norm_eps,
+        )
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "sam3", "text_config": {}}))
+    with pytest.raises(UserError, match="max_position_embeddings is 77"):
+        read_config(tmp_path)
+
+
 def test_names(tmp_path, monkeypatch):
     assert checkpoint.resolve("sam3-nano") == checkpoint.resolve("sam3-nano")
     assert checkpoint.image_size(checkpoint.resolve("sam3-nano")) == 252
@@ -175,6 +266,48 @@ def test_fingerprint_follows_content_not_place(copy, small_checkpoint):
     assert checkpoint.fingerprint(directory) != checkpoint.fingerprint(small_checkpoint)
 
 
+@pytest.mark.parametrize("left", [b"", b"0123", b"\xc3" * 64], ids=["empty", "cut", "garbage"])
+def test_a_digest_that_was_noted_in_part_is_not_believed(small_checkpoint, tmp_path, monkeypatch, left):
+    known = checkpoint.fingerprint(small_checkpoint)
+    monkeypatch.setenv("SAM3LAB_CACHE", str(tmp_path))
+    assert checkpoint.fingerprint(small_checkpoint) == known
+    (note,) = (tmp_path / "fingerprints").iterdir()
+    note.write_bytes(left)
+    assert checkpoint.fingerprint(small_checkpoint) == known
+    assert note.read_text() == known
+
+
+def test_a_digest_is_noted_whole_or_not_at_all(small_checkpoint, tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    known = checkpoint.fingerprint(small_checkpoint)
+    monkeypatch.setenv("SAM3LAB_CACHE", str(tmp_path))
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            checkpoint.fingerprint(small_checkpoint)
+    assert list((tmp_path / "fingerprints").iterdir()) == []
+    assert checkpoint.fingerprint(small_checkpoint) == known
+
+
+def test_a_random_checkpoint_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
+    def full(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("SAM3LAB_CACHE", str(tmp_path))
+    monkeypatch.setitem(ARCHITECTURES, "sam3-nano", SMALL)
+    with monkeypatch.context() as broken:
+        broken.setattr(random, "save_file", full)
+        with pytest.raises(OSError, match="No space"):
+            random.cached("sam3-nano")
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    made = random.cached("sam3-nano")
+    assert list((tmp_path / "checkpoints").iterdir()) == [made] == [random.cached("sam3-nano")]
+    assert checkpoint.image_size(made) == 84
+
+
 def test_random_weights_depend_on_the_seed_alone(tmp_path, small_checkpoint):
     from sam3lab.model.random import write_random
 
@@ -185,8 +318,6 @@ def test_random_weights_depend_on_the_seed_alone(tmp_path, small_checkpoint):
 
 
 def test_random_weights_in_shards(tmp_path, small_checkpoint, monkeypatch):
-    from sam3lab.model import random
-
     monkeypatch.setattr(random, "SHARD", 100_000)
     random.write_random(tmp_path, SMALL, seed=3)
     assert len(checkpoint.weight_files(tmp_path)) > 2

@@ -290,7 +290,7 @@ def test_built_once_then_looked_up(trt, graphs, tmp_path, monkeypatch):
     assert engine.engines(source, "fp32", one) == first
     assert built == list(INPUTS)
     assert engine.engines(source, "tf32", one) != first
-    assert not [path for path in first.parent.iterdir() if path.name.startswith("tmp")]
+    assert not [path for path in first.parent.iterdir() if path.name.startswith(".")]  # nothing half-made is left
 
 
 HERE = {
@@ -550,7 +550,9 @@ def test_the_narrowest_profile_is_chosen():
     profiles = list(engine_profiles.PROFILES)
     assert engine_profiles.choose(profiles, {"images": 1}) == 0
     assert engine_profiles.choose(profiles, {"images": 1, "prompts": 2, "pairs": 2}) == 1
-    with pytest.raises(UserError, match=r"1–16 pairs, not 1 images, 17 prompts, 17 pairs: .*--maxShapes"):
+    with pytest.raises(
+        UserError, match=r"1–16 pairs, not 1 images, 17 prompts, 17 pairs: give them less .*--maxShapes.*Artifacts"
+    ):
         engine_profiles.choose(profiles, {"images": 1, "prompts": 17, "pairs": 17})
 
 
@@ -569,6 +571,7 @@ def command(*words):
             "--fp16: .*--precision fp16; --warmUpDuration: .*sam3lab measure --backend tensorrt",
         ),
         ("--checkpoint sam3-nano --int8", "INT8"),
+        ("--loadEngine sam3.engine", "engines of the default options alone; those of others run from Python"),
         ("--checkpoint sam3-nano --workspace 2048", "replaced by --memPoolSize=workspace:SIZE"),
         ("--checkpoint sam3-nano --memPoolSize=dlaSRAM:1M", "only pool here is workspace"),
         ("--checkpoint sam3-nano --memPoolSize=2G", "write workspace:2G"),
@@ -591,6 +594,16 @@ def test_pool_sizes():
     assert engine_cli.parse_pool("workspace:2G") == 2 * 2**30
     assert engine_cli.parse_pool("workspace:512") == 512 * 2**20
     assert engine_cli.parse_pool("workspace:1.5K") == 1536
+
+
+def test_engines_of_other_options_are_said_to_be_the_users_own(engines, monkeypatch, capsys):
+    monkeypatch.setattr(cache, "graphs", lambda *_: engines)
+    monkeypatch.setattr(engine, "engines", lambda *_, **__: engines)
+    command("--checkpoint", "sam3-nano")
+    assert "run from Python" not in capsys.readouterr().out
+    for option in ("--optShapes=images:2", "--memPoolSize=workspace:1G", "--builderOptimizationLevel=5"):
+        command("--checkpoint", "sam3-nano", option)
+        assert "engines of the default options alone; those of others run from Python" in capsys.readouterr().out
 
 
 def test_the_command(trt, graphs, tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """Exported graphs compute the model, every runtime takes them, and a tampered one reaches none."""
 
+import csv
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from sam3lab.errors import UserError
 from sam3lab.export import cache, engine_builder, manifest
 from sam3lab.export import onnx as export_onnx
 from sam3lab.model.checkpoint import load_model
+from sam3lab.paths import DATA
 
 STAGES = ("image", "text", "detect")
 
@@ -144,7 +146,36 @@ def test_a_second_export_is_a_lookup(small_checkpoint, graphs, monkeypatch):
         cache.graphs(small_checkpoint, 98, "fp16")
     with pytest.raises(AssertionError, match="exported again"):
         cache.graphs(small_checkpoint, 98, "fp32", opset=18)
-    assert not [path for path in graphs.parent.iterdir() if path.name.startswith("tmp")]  # nothing half-made is left
+
+
+def test_a_damaged_entry_of_the_cache_is_made_again_once_it_is_deleted(tmp_path):
+    def make(work):
+        (work / "stage.engine").write_text("whole")
+        manifest.write(work, {})
+
+    target = cache.entry(tmp_path / "key", make)
+    (target / "stage.engine").write_text("other")
+    with pytest.raises(
+        UserError, match=rf"stage\.engine was changed .*: delete {target}, and it is made again"
+    ) as refusal:
+        cache.entry(target, make)
+    assert "empty directory" not in str(refusal.value)
+    shutil.rmtree(target)
+    assert (cache.entry(target, make) / "stage.engine").read_text() == "whole"
+
+
+@pytest.mark.parametrize("opset", [0, 17, 19, 99])
+def test_an_opset_that_was_not_tried_is_refused_before_anything_is_loaded(small_checkpoint, monkeypatch, opset):
+    monkeypatch.setattr(export_onnx, "load_model", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(UserError, match=f"opset {opset} was not tried: give one of 18, 20, 21, 22, 23, 24"):
+        cache.graphs(small_checkpoint, 84, "fp32", opset)
+
+
+def test_the_opsets_taken_are_those_measured():
+    with (DATA / "opsets.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {int(row["opset"]) for row in rows} == set(export_onnx.OPSETS)
+    assert {row["takes"] for row in rows if int(row["opset"]) == export_onnx.OPSET} == {"yes"}
 
 
 def flip_a_byte(directory):
@@ -216,5 +247,11 @@ def test_the_command(small_checkpoint, tmp_path, capsys, graphs):
     assert "was there already" in capsys.readouterr().out
     assert main([*command[:-1], "84", "--precision", "fp16"]) == 2
     assert "holds another export" in capsys.readouterr().err
-    assert main([*command[:-1], "99"]) == 2
-    assert "try 98" in capsys.readouterr().err
+    for resolution, remedy in (
+        ("99", "99 is not a multiple of 14: try 98"),
+        ("0", "0 is not a positive multiple of 14"),
+    ):
+        assert main([*command[:-1], resolution]) == 2
+        assert remedy in capsys.readouterr().err
+    assert main([*command[:-1], "98", "--opset", "99"]) == 2
+    assert "opset 99 was not tried" in capsys.readouterr().err

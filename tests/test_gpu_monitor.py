@@ -1,5 +1,6 @@
 import os
 import random
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -267,6 +268,34 @@ def test_memory_of_this_process_is_told_or_else_the_growth_of_the_devices(monkey
     used = memory.GpuMemory(hidden)
     assert used.read() == 4000 and used.read() == 3000 and used.peak == 4000 and used.source == "device"
     assert memory.GpuMemory(None).read() is None
+
+
+def test_the_peak_holds_what_torch_gave_back_since_the_last_reading(monkeypatch):
+    """As at the end of loading, which empties torch's cache; what it holds beside torch's memory may grow later."""
+    now = {}
+    cuda = SimpleNamespace(
+        is_available=lambda: True,
+        is_initialized=lambda: True,
+        memory_reserved=lambda: now["held"] * 1e6,
+        max_memory_reserved=lambda: now["height"] * 1e6,
+        max_memory_allocated=lambda: now["height"] * 1e6,
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    processes = Library(
+        ComputeRunningProcesses=lambda: [process(os.getpid(), now["used"])], MemoryInfo=memory_in_use(0)
+    )
+    gpu = memory.GpuMemory(nvml.Gpu(processes, object()))
+    for used, held, height, peak in [
+        (1500, 1000, 5000, 500 + 5000),
+        (1900, 1300, 5000, 5500),  # beside torch's 600 now, but its height was at 500
+        (6100, 4500, 5000, 6100),
+        (2400, 1700, 5600, 700 + 5600),
+    ]:
+        now |= {"used": used, "held": held, "height": height}
+        assert gpu.read() == used and gpu.peak == peak
+    assert memory.torch_peaks() == {"torch_allocated_peak": 5600, "torch_reserved_peak": 5600}
+    cuda.is_initialized = lambda: False
+    assert memory.torch_peaks() == {} and gpu.read() == 2400 and gpu.peak == 6300
 
 
 def test_a_worker_on_a_gpu_writes_what_was_read_beside_the_times_of_the_pipeline(monkeypatch):

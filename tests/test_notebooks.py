@@ -160,7 +160,7 @@ def test_plain_papermill_from_anywhere_renders_one_notebook_and_refuses_a_misspe
     source, how = paths.NOTEBOOKS / "01_runtimes.ipynb", {"progress_bar": False, "kernel_name": "python3"}
     given = {"measure": False, "results": "stored", "run": str(tmp_path / "run"), "backends": "onnxruntime,openvino"}
     papermill.execute_notebook(source, "out.ipynb", given, **how)
-    assert run.is_complete(tmp_path / "out.ipynb")
+    assert run.is_complete(tmp_path / "out.ipynb") and "Nothing can be said" not in (tmp_path / "out.ipynb").read_text()
     known = numbers.load(tmp_path / "run" / "numbers.json")
     assert known["runtimes.speedup.openvino.fp32"]["value"] == pytest.approx(2, rel=0.1)
     assert known["runtimes.speedup.openvino.fp32.words"]["value"] == "faster than"
@@ -214,7 +214,9 @@ def test_what_is_not_scored_has_no_accuracy_and_no_figure_of_it(tmp_path):
 
 
 def test_results_of_a_gpu_are_rendered_too(tmp_path, monkeypatch):
+    shown = []
     monkeypatch.setattr(run, "execute", study_samples.execute)
+    monkeypatch.setattr("IPython.display.display", shown.append)
     stored = study_samples.store(tmp_path / "stored", study_samples.gpu_cases())
     assert render.figures(str(stored), str(tmp_path / "figures")) == 0
     names = {"floors", "calls_prompts", "calls_images", "startup", "claims", "answer"}
@@ -223,6 +225,12 @@ def test_results_of_a_gpu_are_rendered_too(tmp_path, monkeypatch):
     assert known["memory.peak.transformers.fp16"] == 1308  # the GPU's, not the host's
     assert known["runtimes.speedup.onnxruntime.fp16"] == pytest.approx(1 / 0.55, rel=0.1)  # both in fp16
     assert known["runtimes.gain.onnxruntime.fp16"] == pytest.approx(4 / 0.55, rel=0.1)  # over PyTorch in fp32
+    assert known["runtimes.end_to_end.onnxruntime.fp16"] == pytest.approx((19.6 + 15) / 4 * 0.55, rel=0.1)
+    assert known["runtimes.end_to_end_speedup.onnxruntime.fp16.words"] == "faster than"
+    assert known["machine.limited.onnxruntime.fp16"] == pytest.approx(50, rel=0.1)
+    assert "machine.limited.transformers.fp16" not in known  # it never was
+    assert known["memory.host.onnxruntime.fp16"] == pytest.approx(500 * 0.55)
+    assert known["prompts.surest.several"] in {known[key] for key in known if re.match(r"prompts.ratio.*several$", key)}
     assert known["runtimes.speedup.meta.bf16"] == pytest.approx(1 / 0.9, rel=0.1)  # both in bf16
     assert known["precision.gain.onnxruntime.fp32"] == pytest.approx(1 / 0.55, rel=0.1)
     assert known["claims.huge.ratio.fp16"] == pytest.approx(1.5, rel=0.1)
@@ -238,6 +246,9 @@ def test_results_of_a_gpu_are_rendered_too(tmp_path, monkeypatch):
     assert "tensorrt is not installed" in known["absent.01_runtimes.tensorrt.fp16"]
     assert "TensorRT" in known["answer.unproven"] and "**ONNX Runtime fp16**" in known["answer.image"]
     assert known["claims.reproduced"] > 0 and known["claims.contradicted"] > 0
+    said = "\n".join(getattr(each, "data", repr(each)) for each in shown)
+    assert "**ONNX Runtime fp16** is faster" in said and "**PyTorch (transformers) fp16** is as fast" not in said
+    assert "90th percentile, ms" in said and "Clocks held down" in said and "Host's memory to start" in said
 
 
 def test_figures_without_stored_results_say_what_to_do(tmp_path, monkeypatch):

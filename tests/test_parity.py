@@ -1,7 +1,12 @@
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from sam3lab.bench import matching, parity
+from sam3lab.bench import inputs, matching, parity, records
+from sam3lab.bench.case import Case, accuracy_case
+from sam3lab.bench.stages import Stages
 
 PAIRS, QUERIES, SIDE = 2, 6, 16
 
@@ -156,6 +161,175 @@ def test_int8_cannot_pass_by_detecting_nothing(tmp_path):
         tmp_path, lambda outputs: outputs.update(logits=reference["logits"]), "int8", reference=reference
     )
     assert not passed and "nothing" in rows["detections"]["reason"]
+
+
+def state(verdict, precision="int8"):
+    """parity.verdicts of one made-up case with that verdict."""
+    import pandas as pd
+
+    about = {"case": "other", "label": "", "reference": "native", "backend": "onnxruntime", "precision": precision}
+    rows = pd.DataFrame([about | row for row in verdict["rows"]], columns=list(parity.COLUMNS))
+    return parity.verdicts(parity.judged(rows.astype(parity.COLUMNS)))["other"]
+
+
+def test_only_a_lack_of_detections_leaves_int8_not_judged(tmp_path):
+    reference = raw()
+    reference["logits"][:] = -6
+    changes = {
+        "not judged": lambda outputs: None,
+        "failed": lambda outputs: outputs["masks"].__setitem__((0, 0), np.nan),
+        "failed too": lambda outputs: outputs.update(masks=outputs["masks"][..., :8]),
+        "failed as well": lambda outputs: outputs.pop("features_0"),
+    }
+    for known, change in changes.items():
+        other = {name: array.copy() for name, array in reference.items()}
+        change(other)
+        for name, outputs in (("a", reference), ("b", other)):
+            np.savez(tmp_path / f"{name}.npz", inputs=np.array("same"), text_mask=text_mask(), **outputs)
+        found = parity.compare(tmp_path / "a.npz", tmp_path / "b.npz", "int8")
+        assert not found["passed"] and known.startswith(state(found))
+
+
+def test_a_reference_that_is_not_finite_proves_nothing(tmp_path):
+    reference = raw()
+    reference["semantic"][0] = np.nan
+    passed, rows = verdict(tmp_path, lambda outputs: None, "int8", reference=reference)
+    assert not passed and "not finite in the reference" in rows["semantic"]["reason"]
+
+
+def found_in_scenes(run_dir, *sides):
+    """judge() of an accuracy case whose predictions, and the reference's before, are the entries given for pair 1."""
+    native, other = accuracy_case(Case()), accuracy_case(Case(backend="pytorch"))
+    for case, entries in zip((native, other), sides, strict=True):
+        path = records.outputs_path(run_dir, case)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(entries))
+    return parity.judge(run_dir, other, native)
+
+
+def entry(score, left=0):
+    box = {"bbox": [left, 0, 5, 5], "area": 25, "segmentation": {"size": [10, 10], "counts": "0U3"}}
+    return {"image_id": 1, "category_id": 1, "score": score} | box
+
+
+@pytest.mark.parametrize("sides", [([], []), ([entry(0.4)], [entry(0.07, left=5)])])
+def test_scenes_without_any_detection_prove_nothing(tmp_path, sides):
+    found = found_in_scenes(tmp_path, *sides)
+    assert not found["passed"] and found["rows"][0]["reason"] == parity.NOTHING and state(found) == "not judged"
+    alike = [entry(0.9)], [entry(0.895)]
+    assert not found_in_scenes(tmp_path, *alike)["passed"]  # it was judged before
+    parity.forget(tmp_path, accuracy_case(Case(backend="pytorch")))
+    assert found_in_scenes(tmp_path, *alike)["passed"]
+
+
+def test_a_verdict_does_not_outlive_its_limits(tmp_path, monkeypatch):
+    native, other = Case(), Case(backend="pytorch")
+    for case, change in ((native, lambda outputs: None), (other, add_noise("boxes", 5e-5))):
+        outputs, path = raw(), records.outputs_path(tmp_path, case)
+        change(outputs)
+        path.parent.mkdir(exist_ok=True)
+        np.savez(path, inputs=np.array("same"), text_mask=text_mask(), **outputs)
+    assert parity.judge(tmp_path, other, native)["passed"]
+    kept = parity.load(tmp_path)
+    path = records.verdict_path(tmp_path, other)
+    written = path.read_text()
+    assert parity.judge(tmp_path, other, native)["passed"] and path.read_text() == written
+
+    with monkeypatch.context() as patch:
+        patch.setitem(parity.LIMITS, "fp32", replace(parity.LIMITS["fp32"], relative=1e-5, score=1e-4))
+        assert not parity.load(tmp_path)["passed"].all() and not parity.judged(kept)["passed"].all()
+        assert parity.judge(tmp_path, other, native)["rows"][4]["output"] == "boxes"
+        assert json.loads(path.read_text())["limits"]["relative"] == 1e-5  # it was compared again
+        path.write_text(written)
+        records.outputs_path(tmp_path, native).unlink()
+        found = parity.judge(tmp_path, other, native)  # from what was measured
+        assert not found["passed"] and [row["output"] for row in found["rows"] if not row["passed"]] == ["boxes"]
+    assert parity.judge(tmp_path, other, native)["passed"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The outputs of the lean model with sam3-nano on scenes, as a function: of a backend and inputs changed by one that
+    it is given, whose outputs pass through another.
+    """
+    from PIL import Image
+
+    from sam3lab import backends
+    from sam3lab.model.checkpoint import resolve
+    from sam3lab.scenes import store
+
+    folder = tmp_path_factory.mktemp("trained")
+    names = []
+    for number, scene in enumerate(store.load_split("test")[:3]):
+        names.append(str(folder / f"{number}.png"))
+        Image.fromarray(scene.image).save(names[-1])
+    case = Case(backend="pytorch", images=tuple(names), prompts=("shape", "circle"), batch=3)
+    fed = inputs.build(case, resolve(case.checkpoint))
+
+    def outputs(name, breaks=lambda backend: None, changes=lambda outputs: None):
+        backend = backends.get("pytorch")()
+        backend.load(backends.Artifacts(resolve(case.checkpoint), case.resolution, threads=1))
+        breaks(backend)
+        found = Stages(backend, fed).outputs()
+        changes(found)
+        np.savez(folder / f"{name}.npz", inputs=np.array(fed.digest), **found)
+        return folder / f"{name}.npz"
+
+    return outputs
+
+
+def one_layer_less(backend):
+    layers = backend.stages["detect"].decoder.layers
+    del layers[len(layers) - 1]
+
+
+def one_block_less(backend):
+    layers = backend.stages["image"].layers
+    del layers[len(layers) // 2]
+
+
+def first_prompt_only(backend):
+    detect = backend.detect
+    backend.detect = lambda features, text, mask, image, index: detect(features, text, mask, image, index * 0)
+
+
+def other_image(backend):
+    detect = backend.detect
+    backend.detect = lambda features, text, mask, image, index: detect(features, text, mask, image.flip(0), index)
+
+
+def permuted(outputs):
+    outputs["boxes"] = np.roll(outputs["boxes"], 1, axis=1)
+
+
+def empty(outputs):
+    outputs["masks"] = np.zeros_like(outputs["masks"])
+
+
+def overflown(outputs):
+    with np.errstate(over="ignore"):
+        outputs["masks"] = (outputs["masks"] * 1e4).astype(np.float16).astype(np.float32)
+
+
+def absent_everywhere(outputs):
+    outputs["presence"] = np.full_like(outputs["presence"], -10)
+
+
+BROKEN = [one_layer_less, one_block_less, first_prompt_only, other_image]
+SPOILT = [permuted, empty, overflown, absent_everywhere]
+
+
+def test_a_broken_runtime_fails_in_every_precision_and_a_whole_one_passes(trained):
+    reference = trained("reference")
+    whole = parity.compare(reference, trained("whole"), "fp32")
+    assert whole["passed"] and whole["rows"][-1]["matched"] > 10
+    made = [trained(each.__name__, breaks=each) for each in BROKEN]
+    made += [trained(each.__name__, changes=each) for each in SPOILT]
+    for path in made:
+        for precision in parity.LIMITS:
+            found = parity.compare(reference, path, precision)
+            assert not found["passed"], (path.stem, precision, found["rows"][-1])
+            assert state(found, precision) == "failed"
 
 
 def test_queries_may_change_places():

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from sam3lab.backends import plans
+from sam3lab.backends import plans, torch_graphs
 from sam3lab.backends.plans import Plan, Plans
 
 
@@ -97,6 +97,39 @@ def test_only_the_first_few_memories_get_a_plan_of_their_own(device, doubling):
     assert device.log.count("capture") == plans.ZERO_COPY + 1
     assert device.log.count("copy in") == 2
     assert [device.memory[value.address] for value in values] == list(range(len(values)))  # no caller's own was written
+
+
+def test_under_pytorch_other_strides_are_compiled_for_before_they_are_captured(monkeypatch):
+    """To compile inside a capture would fail."""
+    torch = pytest.importorskip("torch")
+    made = []
+
+    class Graph(Plan):
+        def __init__(self, function, tensors, stream, warm_up):
+            super().__init__(tuple(tensor.data_ptr() for tensor in tensors))
+            made.append((tuple(tensors[0].shape), tensors[0].is_contiguous(), warm_up))
+
+        def enqueue(self):
+            return ()
+
+        def fill(self, values):
+            pass
+
+        def move(self, value):
+            pass
+
+    monkeypatch.setattr(torch_graphs, "_Graph", Graph)
+    stage = torch_graphs.graphs(None, None)
+    rows = torch.zeros(2, 4, 3, 3)
+    values = [rows, rows.clone(), rows.to(memory_format=torch.channels_last), rows[:1]]
+    for value in values * 2:
+        stage.run(value)
+    assert made == [
+        ((2, 4, 3, 3), True, True),
+        ((2, 4, 3, 3), True, False),
+        ((2, 4, 3, 3), False, True),
+        ((1, 4, 3, 3), True, True),
+    ]
 
 
 def test_other_shapes_have_plans_of_their_own_and_the_oldest_go(device, doubling):

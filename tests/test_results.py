@@ -4,7 +4,8 @@ import os
 import pandas as pd
 import pytest
 
-from sam3lab.bench import files, records, results
+from sam3lab import atomic
+from sam3lab.bench import records, results
 from sam3lab.bench.case import FIELDS, Case
 from sam3lab.errors import UserError
 from tests.bench_run import REFERENCE, case, make_checkpoint, short
@@ -95,6 +96,39 @@ def test_a_damaged_file_is_not_read(run, tmp_path):
         results.load(copy)
 
 
+@pytest.mark.parametrize("name", ["results.parquet", "parity.parquet", "failures.parquet", "environment.json"])
+def test_stored_results_that_are_damaged_or_not_whole_are_named_with_a_remedy(run, tmp_path, name):
+    results.consolidate(run, tmp_path)
+    path = tmp_path / name
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", None):
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            for read in (results.load, results.failures, results.parity_rows, results.environment):
+                read(tmp_path)
+        assert name in str(caught.value) and "--publish" in str(caught.value) and "git checkout" in str(caught.value)
+    results.consolidate(run, tmp_path)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_a_kill_while_results_are_exchanged_leaves_nothing_that_is_read(run, tmp_path, monkeypatch, after):
+    results.consolidate(run, tmp_path)
+    write, count = atomic.write, iter(range(9))
+
+    def killed(path, data):
+        if next(count) == after:
+            raise KeyboardInterrupt
+        write(path, data)
+
+    monkeypatch.setattr(atomic, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        results.consolidate(run, tmp_path)
+    for read in (results.load, results.failures, results.parity_rows, results.environment):
+        with pytest.raises(UserError, match=r"without environment\.json"):
+            read(tmp_path)
+
+
 def test_a_run_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         results.load(tmp_path / "nowhere")
@@ -125,11 +159,11 @@ def test_one_measure_at_a_time(tmp_path):
 
 def test_a_killed_writer_leaves_the_old_file(tmp_path):
     path = tmp_path / "file"
-    files.write_atomically(path, b"old")
+    atomic.write(path, b"old")
     child = os.fork()
     if child == 0:
         os.fsync = lambda descriptor: os._exit(9)
-        files.write_atomically(path, b"new")
+        atomic.write(path, b"new")
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert path.read_bytes() == b"old"

@@ -174,6 +174,83 @@ def test_a_failure_is_tried_again_when_asked(checkpoint, tmp_path, monkeypatch):
     assert rows[rows["case"] == cases[1].id]["round"].nunique() == 2
 
 
+def test_a_failure_that_is_released_is_tried_once_more(checkpoint, tmp_path, monkeypatch):
+    mood, run = tmp_path / "mood", tmp_path / "run"
+    monkeypatch.setenv("SAM3LAB_TEST_MOOD", str(mood))
+    mood.touch()
+    cases = [case(checkpoint), case(checkpoint, "tests.fakes:Moody"), case(checkpoint, "tests.fakes:CannotPrepare")]
+    assert runner.release(run) == [] and not run.exists()
+    short(cases, run)
+    tried = {mark["case"]: mark for mark in records.marks(run) if mark["status"] == "failed"}
+    assert sorted(runner.release(run)) == sorted(each.label for each in cases[1:])
+    assert len(results.failures(run)) == 2  # told until it is tried
+    short(cases[:1], run)  # of another case
+    assert len(results.failures(run)) == 2
+    short(cases, run)
+    stamp = records.failure(run, cases[1])
+    assert "released" not in stamp and records.failure(run, cases[2])["during"] == "prepare" and len(tried) == 2
+    mood.unlink()
+    short(cases, run)
+    assert records.failure(run, cases[1]) == stamp  # it was tried, and is not again by itself
+    before = stamps(run)
+    runner.release(run)
+    rows = short(cases, run)
+    assert results.failures(run)["label"].tolist() == [cases[2].label] and cases[1].id in set(rows["case"])
+    assert before.items() <= stamps(run).items()
+
+
+def test_what_was_skipped_is_released_when_its_backend_refuses_no_more(checkpoint, tmp_path, monkeypatch):
+    cases = [case(checkpoint), case(checkpoint, "tests.fakes:Absent")]
+    short(cases, tmp_path)
+    assert runner.release(tmp_path) == []
+    monkeypatch.setattr("tests.fakes.Absent.unavailable", lambda device, precision: None)
+    assert runner.release(tmp_path) == [cases[1].label]
+    facts = runner.environment.collect()
+    monkeypatch.setattr(runner.environment, "collect", lambda: facts | {"version_torch": "another"})
+    with pytest.raises(UserError, match="version_torch"):
+        runner.release(tmp_path)
+
+
+@pytest.mark.parametrize("status", ["failed", "skipped"])
+def test_a_failure_to_prepare_keeps_the_rounds_that_are_done(checkpoint, tmp_path, monkeypatch, status):
+    one = case(checkpoint, "tests.fakes:Other")
+    short([case(checkpoint), one], tmp_path, rounds=2)
+    done, marks = stamps(tmp_path), case_rounds(tmp_path)
+    ask = runner._Run._ask
+
+    def refuses(self, case):
+        if case.id != one.id:
+            return ask(self, case)
+        return {"status": status, "reason": "no space left on device", "log": ""}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner._Run, "_ask", refuses)
+        rows = short([case(checkpoint), one], tmp_path, rounds=3)
+    assert done.items() <= stamps(tmp_path).items() and marks.items() <= case_rounds(tmp_path).items()
+    found = results.failures(tmp_path)
+    assert found[["case", "status", "round"]].to_numpy().tolist() == [[one.id, status, 2]]
+    assert rows[rows["case"] == one.id]["round"].nunique() == 2 and set(rows["parity"]) == {"reference", "passed"}
+    runner.release(tmp_path)
+    rows = short([case(checkpoint), one], tmp_path, rounds=3)
+    assert rows.groupby("case")["round"].nunique().eq(3).all() and results.failures(tmp_path).empty
+    assert done.items() <= stamps(tmp_path).items()
+
+
+def test_a_reference_that_cannot_answer_again_keeps_its_rounds_and_its_verdict(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAM3LAB_TEST_MOOD", str(tmp_path / "mood"))
+    reference, one = case(checkpoint, "tests.fakes:Moody"), case(checkpoint, "tests.fakes:Other")
+    how = {"rounds": 2, "reference": "tests.fakes:Moody"}
+    short([reference], tmp_path / "run", **how)
+    done = stamps(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "outputs")
+    (tmp_path / "mood").touch()
+    rows = short([reference, one], tmp_path / "run", **how)
+    assert done.items() <= stamps(tmp_path / "run").items()
+    own = rows[rows["replica"] == 0]
+    assert own.groupby("case")["parity"].first()[[reference.id, one.id]].tolist() == ["reference", "missing"]
+    assert results.failures(tmp_path / "run")["round"].tolist() == [2]
+
+
 def test_what_was_skipped_is_measured_once_it_can_be(checkpoint, tmp_path, monkeypatch):
     cases = [case(checkpoint, "tests.fakes:Moody"), case(checkpoint)]
     monkeypatch.setenv("SAM3LAB_TEST_MOOD", str(tmp_path / "none"))

@@ -1,9 +1,13 @@
 """What serving costs and gains: the load that is made, the experiments, what is kept of them, and what is said."""
 
+import argparse
+import contextlib
 import dataclasses
 import http.server
 import io
 import json
+import os
+import subprocess
 import threading
 import time
 
@@ -15,7 +19,8 @@ from scipy import stats
 from sam3lab import paths
 from sam3lab.bench import results
 from sam3lab.errors import UserError
-from sam3lab.serve import load
+from sam3lab.model import checkpoint
+from sam3lab.serve import cli, load
 from sam3lab.study import claims, judging, numbers, presets, run, serving, serving_experiments, serving_run
 from sam3lab.study import serving_numbers as estimates
 from sam3lab.study import serving_questions as questions
@@ -288,27 +293,63 @@ def made_up(tmp_path_factory):
     return store.load(directory, serving.plan(given, 252, "sam3-nano", ("onnxruntime", "fp32")).keys)
 
 
+ABOUT = {
+    "backend": "b",
+    "precision": "fp32",
+    "experiment": "single",
+    "condition": "load",
+    "rate": 10.0,
+    "seconds": 10.0,
+}
+
+
 def test_percentiles_are_those_of_the_answers_and_are_not_told_of_few():
     import pandas as pd
 
-    about = {
-        "backend": "b",
-        "precision": "fp32",
-        "experiment": "single",
-        "condition": "load",
-        "rate": 10.0,
-        "seconds": 10.0,
-    }
-    lines = [about | {"load": 0.5, "at": at / 10, "status": 200, "latency": float(at), "batch": 1} for at in range(100)]
-    lines += [about | {"load": 1.0, "at": at / 10, "status": 200, "latency": 5.0, "batch": 1} for at in range(39)]
-    lines += [about | {"load": 1.0, "at": 5.0, "status": 429, "latency": 1.0}] * 39
-    lines += [about | {"load": 1.0, "at": 5.0, "status": 500, "latency": 1.0}] * 22
+    lines = [ABOUT | {"load": 0.5, "at": at / 10, "status": 200, "latency": float(at), "batch": 1} for at in range(100)]
+    lines += [ABOUT | {"load": 1.0, "at": at / 10, "status": 200, "latency": 5.0, "batch": 1} for at in range(39)]
+    lines += [ABOUT | {"load": 1.0, "at": 5.0, "status": 429, "latency": 1.0}] * 39
+    lines += [
+        ABOUT | {"load": 1.0, "at": 5.0, "status": status, "latency": 30_000.0} for status in [500] * 12 + [503] * 10
+    ]
     half, whole = estimates.curve(pd.DataFrame(lines), 0.0495).to_dict("records")
     assert half["p50"].value == 49.5 and half["p95"].value == pytest.approx(94.05)
-    assert half["p50"].low < 49.5 < half["p50"].high and half["goodput"].value == pytest.approx(5.0)
-    assert half["refused"] == half["failed"] == 0 and half["count"] == 100
+    assert half["in_time"] == 0.5 and (half["asked"], half["answered"]) == (100, 100)
+    assert half["refused"] == half["failed"] == 0
     assert whole["p95"] is None and whole["p50"].value == 5.0
-    assert (whole["refused"], whole["failed"], whole["goodput"].value) == (39.0, 22.0, 3.9)
+    # what came too late, a 503, was not refused at once
+    assert (whole["refused"], whole["failed"], whole["in_time"]) == (39.0, 22.0, 0.39)
+    assert (whole["asked"], whole["answered"]) == (100, 39)
+
+
+@pytest.mark.parametrize(
+    ("load", "count", "median", "p95"),
+    [(0.5, 60, True, False), (0.5, 199, True, False), (0.5, 200, True, True), (1.0, 300, False, False)],
+)
+def test_what_few_requests_or_a_growing_queue_cannot_tell_has_no_interval(load, count, median, p95):
+    import pandas as pd
+
+    latencies = np.random.default_rng(0).lognormal(3, 0.3, count)
+    lines = [
+        ABOUT | {"load": load, "at": 10 * place / count, "status": 200, "latency": latency, "batch": 1}
+        for place, latency in enumerate(latencies)
+    ]
+    (found,) = estimates.curve(pd.DataFrame(lines), 1.0).to_dict("records")
+    assert found["p50"].value == np.median(latencies) and found["p95"].value == np.quantile(latencies, 0.95)
+    assert [not np.isnan(found[name].low) for name in ("p50", "p95")] == [median, p95]
+    for name in ("p50", "p95"):
+        assert np.isnan(found[name].low) or found[name].low < found[name].value < found[name].high
+
+
+def test_starts_are_rounds_and_one_start_has_no_interval(made_up):
+    (cold,) = estimates.medians(made_up, "cold").to_dict("records")
+    assert np.isnan(cold["low"]) and np.isnan(cold["high"]) and cold["value"] > 0
+    (ratio,) = estimates.ratios(made_up, "cold", "preloaded").to_dict("records")
+    assert np.isnan(ratio["low"]) and ratio["verdict"] == "ambiguous"
+    (several,) = estimates.medians(made_up, "process").to_dict("records")
+    assert several["low"] < several["value"] < several["high"]
+    (frame,) = estimates.timed(made_up, "preloaded").values()
+    assert frame["round"].nunique() == 5 and frame["round"].is_monotonic_increasing
 
 
 def test_intervals_know_that_what_is_near_in_time_is_alike():
@@ -334,7 +375,7 @@ def test_ratios_are_of_medians_with_their_words(made_up):
         "expected": 60,
     }
     assert estimates.faults(made_up)["onnxruntime", "fp32"] == {"requests": 180, "answered": pytest.approx(100 * 179 / 180)} | {
-        "lost": 1, "moved": 89, "away": pytest.approx(0.1), "back": 6.0
+        "refused": 0, "lost": 1, "moved": 89, "away": pytest.approx(0.1), "back": 6.0
     }  # fmt: skip
 
 
@@ -357,12 +398,25 @@ def test_the_notebook_is_rendered_from_stored_records(tmp_path):
     assert known["serving.cached.both.onnxruntime.fp32.words"] == "faster than"
     assert known["serving.list.phrase"] == pytest.approx(200 / 3) and known["serving.fault.lost.onnxruntime.fp32"] == 1
     units = {key: each["unit"] for key, each in numbers.load(tmp_path / "run" / "numbers.json").items()}
-    assert units["serving.goodput.onnxruntime.fp32"] == "of native PyTorch's rate"
+    assert units["serving.goodput.onnxruntime.fp32"] == "× an idle request's rate"
+    assert units["serving.half.onnxruntime.fp32"] == "× an idle request's time"
+    assert (
+        known["serving.half.onnxruntime.fp32"]
+        == pytest.approx(1, rel=0.1)
+        == known["serving.half.p50.single.onnxruntime.fp32"]
+    )
+    assert known["serving.capacity.single.onnxruntime.fp32"] == pytest.approx(1, rel=0.1)  # 50 of 20 ms a second
+    assert known["serving.goodput.onnxruntime.fp32"] == pytest.approx(1.5, rel=0.1)
+    assert known["serving.count.cold.onnxruntime.fp32"] == "1 start"
+    assert known["serving.count.process.onnxruntime.fp32"] == "2 processes"
+    assert known["serving.fault.trial.onnxruntime.fp32"] == "5 s" and known["serving.fault.load"] == "30%"
     assert not [
         key for key, unit in units.items() if unit == "ms" or "seconds" in key
     ]  # a shared processor's: ratios alone
     names = {path.stem for path in (tmp_path / "run" / "figures").iterdir()}
     assert names == {"serving_costs", "serving_load", "serving_fault"}
+    heads = (tmp_path / "run" / "tables" / "serving_load.csv").read_text().splitlines()[0]
+    assert '"Offered, of capacity","In time, of capacity","p50, × idle"' in heads and '"p95, × idle"' in heads
     assert {path.stem for path in (tmp_path / "run" / "tables").iterdir()} >= {"serving_load", "serving_lists"}
 
 
@@ -400,6 +454,17 @@ def test_what_fails_parity_is_not_compared_and_what_failed_is_told(tmp_path):
     assert "serving.half.onnxruntime.fp32" in known and "serving.fault.back.onnxruntime.fp32" not in known
 
 
+def test_without_an_idle_request_to_compare_with_ratios_are_not_told(tmp_path):
+    given = parameters("cpu")
+    study_samples.store(tmp_path / "stored", study_samples.cases(), notebooks=["08_serving"])
+    study_samples.store_serving(tmp_path / "stored", given, [("onnxruntime", "fp32")], ("start",))
+    scope = {"measure": False, "results": str(tmp_path / "stored"), "run": str(tmp_path / "run")}
+    study_samples.execute({"08_serving": scope}, tmp_path)
+    known = numbers.load(tmp_path / "run" / "numbers.json")
+    assert not [key for key in known if key.startswith(("serving.half", "serving.capacity", "serving.times"))]
+    assert "serving.fault.back.onnxruntime.fp32" in known and not list((tmp_path / "run").glob("figures/serving_[lf]*"))
+
+
 def judged(known):
     setting = judging.Setting("cpu", "a CPU", "sam3-nano", 252, "fp32")
     return {each.claim.id: each for each in judging.judged(known, setting)}
@@ -412,7 +477,7 @@ def record(value, low, high):
 @pytest.mark.parametrize(("low", "verdict"), [(5.0, REPRODUCED), (0.9, UNTESTED)])
 def test_preloading_is_judged_by_what_a_process_for_each_request_takes(low, verdict):
     found = judged({"serving.times.process.onnxruntime.fp32": record(20.0, low, 30.0)})["C1"]
-    assert found.verdict == verdict and "ONNX Runtime 20.0" in found.here
+    assert found.verdict == verdict and "ONNX Runtime: 20.0" in found.here
 
 
 @pytest.mark.parametrize(("cached", "verdict"), [(0, REPRODUCED), (20, CONTRADICTED)])
@@ -426,3 +491,45 @@ def test_random_weights_are_held_to_a_few_candidates():
     trained, random = (dataclasses.replace(PLAN, checkpoint=name).options() for name in ("sam3-nano", "sam3"))
     assert "--candidates" not in trained
     assert int(random[random.index("--candidates") + 1]) < 200
+
+
+def test_a_cold_start_makes_no_random_weights(tmp_path, monkeypatch):
+    """They lie in a cache, which it empties."""
+    monkeypatch.setenv("SAM3LAB_CACHE", str(tmp_path / "cache"))
+    weights, asked = tmp_path / "weights", []
+    weights.mkdir()
+    (weights / "model.safetensors").touch()
+    monkeypatch.setattr(checkpoint, "resolve", lambda name: weights)
+
+    @contextlib.contextmanager
+    def serves(log, *options):
+        asked.append((cli.engines(_arguments(options))[0].checkpoint, os.environ["SAM3LAB_CACHE"]))
+        yield
+
+    monkeypatch.setattr(serving_experiments, "serving", serves)
+    monkeypatch.setattr(serving_experiments, "_started", lambda plan, server: {"latency": 1.0})
+    plan = dataclasses.replace(PLAN, checkpoint="sam3")
+    (record,) = serving_experiments.cold_start(plan, tmp_path / "run", tmp_path / "log")
+    assert record == {"latency": 1.0, "condition": "cold", "place": 0}
+    ((name, cache),) = asked
+    assert name == str(weights) and cache.startswith(str(tmp_path / "run"))
+
+
+def _arguments(options):
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser)
+    return parser.parse_args(options)
+
+
+def test_a_process_for_a_request_draws_no_mask_of_random_weights(monkeypatch):
+    asked = []
+
+    def ran(command, **_):
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", ran)
+    for name in ("sam3-nano", "sam3"):
+        serving_experiments.processes(dataclasses.replace(PLAN, checkpoint=name))
+    trained, random = asked
+    assert "--threshold" not in trained and random[random.index("--threshold") + 1] == "1"

@@ -1,13 +1,16 @@
 """Stored results: one run, or the parts of a machine whose notebooks were run in several goes, and which is shown first."""
 
+import dataclasses
 import json
 
+import pandas as pd
 import pytest
 
 from sam3lab import paths
-from sam3lab.bench import results
+from sam3lab.bench import environment, parity, results
 from sam3lab.errors import UserError
-from sam3lab.study import checks, numbers, render, run, stored
+from sam3lab.study import checks, numbers, published, render, run, stored
+from sam3lab.study.notebook import Study
 from tests import study_samples
 
 BASE = [case for case in study_samples.cases() if case.mode == "speed" and not case.replica]
@@ -39,8 +42,95 @@ def test_a_notebook_is_shown_from_the_newest_part_that_ran_it(machine):
 
 def test_what_the_parts_do_not_agree_in_is_told(machine):
     assert stored.differences(machine) == {"version_torch": ["2.0", "2.1"]}
-    assert checks.goes(stored.differences(machine)).to_numpy().tolist() == [["version, torch", "2.0", "2.1"]]
     assert stored.differences(machine / "a") == {}
+
+
+def test_the_goes_tell_what_they_hold_and_when_and_how_they_differ(machine):
+    path = machine / "a" / "environment.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"git_commit": "abc", "git_dirty": True}))
+    table = checks.goes(stored.goes(machine)).set_index("What")
+    assert table.columns.tolist() == ["Go 1", "Go 2"]
+    assert table.loc["Notebooks shown from it"].tolist() == ["00_machine", "01_runtimes, 02_resolution"]
+    assert table.loc["When"].tolist() == ["2026-01-01", "2026-01-02"]
+    assert table.loc["Commit of this project"].tolist() == ["", "abc, with uncommitted changes"]
+    assert table.loc["version, torch"].tolist() == ["2.0", "2.1"]
+    assert checks.goes(stored.goes(machine / "a")).empty
+    shown = checks.environment(stored.environment(machine)).set_index("What")["Value"]
+    assert shown["Commit of this project"] == "abc, with uncommitted changes"
+
+
+def test_another_measuring_code_than_the_one_that_renders_is_told(machine):
+    assert stored.of_other_code(machine) == []  # it is not known
+    for name, code in (("a", environment.code()), ("b", "older")):
+        path = machine / name / "environment.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"code": code}))
+    assert stored.of_other_code(machine) == ["older"] and stored.of_other_code(machine / "a") == []
+
+
+def test_a_case_with_fewer_rounds_than_asked_for_is_told(tmp_path):
+    source = store(tmp_path / "stored", "2026-01-01", ["01_runtimes"])
+    rows = pd.read_parquet(source / "results.parquet")
+    lost = BASE[1]
+    rows = rows[(rows["case"] != lost.id) | (rows["round"] == 0)]
+    rows.to_parquet(source / "results.parquet", index=False)
+    given = {"checkpoint": "sam3-nano", "device": "cpu", "rounds": 3, "measure": False, "figures": ""}
+    study = Study("01_runtimes", given | {"results": str(source), "run": str(tmp_path / "run")})
+    study.measure(BASE, rounds=1)
+    assert checks.short(study.numbers, study.samples()) == []
+    study.measure(BASE)
+    fewer = checks.short(study.numbers, study.samples())
+    assert fewer == [(lost.label, "fewer rounds", "only 1 of 3 rounds was measured")]
+    assert checks.failures(results.failures(source), fewer).to_numpy().tolist()[-1] == list(fewer[0])
+
+
+def test_a_case_that_failed_after_a_round_stands_once_in_tables_and_its_round_is_told(tmp_path):
+    source = store(tmp_path / "stored", "2026-01-01", ["01_runtimes"])
+    failed = {"round": 1, "status": "failed", "reason": "killed by SIGKILL", "log": None}
+    more = [failed | {"case": case.id, "label": case.label} | case.to_json() for case in BASE[1:2]]
+    missing = [case for case in study_samples.cases() if case.resolution == 378][1]
+    more.append(failed | {"round": 0, "case": missing.id, "label": missing.label} | missing.to_json())
+    known = pd.read_parquet(source / "failures.parquet")
+    pd.concat([known, pd.DataFrame(more)]).to_parquet(source / "failures.parquet", index=False)
+    given = {"checkpoint": "sam3-nano", "device": "cpu", "rounds": 3, "measure": False, "figures": ""}
+    study = Study("01_runtimes", given | {"results": str(source), "run": str(tmp_path / "run")})
+    tensorrt = dataclasses.replace(BASE[0], backend="tensorrt")
+    group = BASE[1].backend, "fp32"
+    assert set(study.absent([*BASE, tensorrt])) == {("tensorrt", "fp32")}
+    # at a size of its own it gave nothing: the table says so, prose does not call the runtime absent
+    assert set(study.absent([*BASE, tensorrt, missing])) == {("tensorrt", "fp32"), group}
+    assert [key for key in study.numbers if key.startswith("absent.")] == ["absent.01_runtimes.tensorrt.fp32"]
+    table = checks.failures(results.failures(source)).set_index("Case")["Why"]
+    assert table[BASE[1].label] == "in round 2: killed by SIGKILL" and table[missing.label] == "killed by SIGKILL"
+
+
+def test_checkpoints_are_told_apart_in_the_table_of_parity(machine):
+    rows, samples = (stored.gathered(machine, read) for read in (results.parity_rows, results.load))
+    assert "Checkpoint" not in checks.parity(rows, samples)
+    samples.loc[samples["case"] == BASE[1].id, "checkpoint"] = "sam3-huge"
+    assert set(checks.parity(rows, samples)["Checkpoint"]) == {"sam3-nano", "sam3-huge"}
+
+
+def test_values_that_are_not_finite_are_a_failure_in_any_precision(machine):
+    rows, samples = results.parity_rows(machine / "a"), results.load(machine / "a")
+    ours = rows["case"] == BASE[1].id
+    samples.loc[samples["case"] == BASE[1].id, "precision"] = "int8"
+    found = ours & (rows["output"] == "detections")
+    rows.loc[found, ["expected", "passed", "reason"]] = 0.0, False, parity.NOTHING
+    assert checks.parity(rows, samples).set_index("Precision").loc["int8", "Verdict"] == "not judged"
+    rows.loc[ours & (rows["output"] == "masks"), ["passed", "reason"]] = False, "there are values that are not finite"
+    assert checks.parity(rows, samples).set_index("Precision").loc["int8", "Verdict"] == "FAILED"
+
+
+def test_a_part_that_lost_a_file_is_named(machine):
+    (machine / "a" / "facts.json").unlink()
+    with pytest.raises(UserError, match=r"m/a holds stored results without facts\.json"):
+        stored.facts(machine)
+    (machine / "b" / "environment.json").unlink()
+    with pytest.raises(UserError, match=r"m/b holds stored results without environment\.json"):
+        stored.check_one_machine(machine)
+    (machine / "a" / "environment.json").write_text("{")
+    with pytest.raises(UserError, match=r"m/a/environment\.json cannot be read"):
+        stored.parts(machine)
 
 
 def test_rows_of_parts_are_put_together_only_to_be_listed(machine):
@@ -119,3 +209,47 @@ def test_every_machine_is_rendered_into_its_folder_and_the_readme_follows(projec
     # nothing was measured by these notebooks, so that only those are shown that measure nothing themselves
     assert [set(tasks) for tasks in rendered] == [{"80_claims", "90_report"}] * 2
     assert rendered[1]["90_report"]["results"].endswith("gpu")
+
+
+def test_what_is_no_longer_rendered_is_deleted_and_nothing_else(project, monkeypatch):
+    figures = project / "figures"
+    made = {"answer", "claims"}
+
+    def execute(tasks, scratch):
+        return []
+
+    def write(scratch, target, source):
+        lines = [f"# Results of `{source.name}`", *(f"![Alt (a) of {name}]({name}.png)" for name in sorted(made))]
+        for name in made:
+            for suffix in ("svg", "png"):
+                (target / f"{name}.{suffix}").touch()
+        (target / "report.md").write_text("\n\n".join(lines) + "\n")
+
+    def lying(folder):
+        return {path.name for path in folder.iterdir() if path.is_file()}
+
+    monkeypatch.setattr(run, "execute", execute)
+    monkeypatch.setattr(published, "write", write)
+    for folder in (figures, figures / "cpu", figures / "theirs"):
+        folder.mkdir(exist_ok=True)
+        (folder / "page.png").touch()
+    (figures / "theirs" / "report.md").write_text("# Ours\n\n![It](page.png)\n")
+    assert render.figures(None, str(figures)) == 0
+    whole = {"page.png", "report.md", "numbers.json", "answer.png", "answer.svg"}
+    assert lying(figures) == lying(figures / "cpu") == whole | {"claims.png", "claims.svg"}
+    made.remove("claims")
+    monkeypatch.setattr(run, "execute", lambda tasks, scratch: ["90_report"])
+    monkeypatch.setattr(run, "problems", lambda scratch, failed: [])
+    assert render.figures(None, str(figures)) == 1
+    assert "claims.png" in lying(figures)  # of a notebook that failed it is not known
+    for folder in (figures, figures / "cpu"):
+        made.add("claims")
+        write(None, folder, folder)
+        made.remove("claims")
+    monkeypatch.setattr(run, "execute", execute)
+    assert render.figures(None, str(figures)) == 0
+    assert lying(figures) == lying(figures / "cpu") == whole
+    (project / "data" / "results" / "cpu").rename(project / "elsewhere")
+    assert render.figures(None, str(figures)) == 0
+    assert lying(figures) == whole and lying(figures / "cpu") == {"page.png"}
+    assert lying(figures / "theirs") == {"page.png", "report.md"}

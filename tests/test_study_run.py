@@ -5,12 +5,13 @@ import json
 import nbformat
 import pytest
 
-from sam3lab import paths
+from sam3lab import atomic, paths
 from sam3lab.cli import main
 from sam3lab.errors import UserError
-from sam3lab.study import report, run
+from sam3lab.study import report, run, serving_store
 
 PARAMETERS = 'rounds = 1\nrun = ""\nresults = ""\nmeasure = True\nfigures = ""'
+PUBLISHED = ("facts.json", "results.parquet", "environment.json")
 COUNT = (
     "import pathlib\nlog = pathlib.Path(run) / 'log'\nlog.open('a').write(f'{name} {rounds}\\n')\nprint('so far', name)"
 )
@@ -67,6 +68,99 @@ def test_a_study_runs_in_order_then_resumes_then_notices_what_changed(study, cap
 
     assert run.study("toy", notebooks=["01_two"], parameters={"rounds": 3}) == 0
     assert ran(study) == ["01_two 3"]
+
+
+def test_what_failed_is_tried_again_by_the_same_command(study, monkeypatch, capfd):
+    from sam3lab.bench import runner
+
+    assert run.study("toy") == 0
+    ran(study)
+    monkeypatch.setattr(runner, "release", lambda run_dir: ["onnxruntime fp16"])
+    assert run.study("toy") == 0
+    assert ran(study) == ["00_one 1", "01_two 1"]
+    assert "tried again, since it failed or was skipped: onnxruntime fp16" in capfd.readouterr().out
+
+    def refuse(run_dir):
+        raise UserError("another environment")
+
+    monkeypatch.setattr(runner, "release", refuse)
+    assert run.study("toy") == 0
+    assert ran(study) == [] and "not tried again: another environment" in capfd.readouterr().out
+
+
+def test_a_serving_experiment_that_failed_is_tried_again_too(study, capfd):
+    assert run.study("toy") == 0
+    ran(study)
+    serving_store.keep(study, "single.onnxruntime.fp32-abc", {}, lambda: [{"status": 200}])
+    assert run.study("toy") == 0 and ran(study) == []
+    serving_store.keep(study, "fault.onnxruntime.fp32-abc", {}, list)
+    assert run.study("toy") == 0
+    assert ran(study) == ["00_one 1", "01_two 1"] and "fault.onnxruntime.fp32" in capfd.readouterr().out
+
+
+def consolidated(run_dir, directory):
+    directory.mkdir()
+    for name in ("results.parquet", "environment.json"):
+        (directory / name).write_text("new")
+
+
+def publish(study, directory, monkeypatch, *asked):
+    """Publish what the toy notebooks left, had these been asked to measure."""
+    from sam3lab.bench import results
+
+    (study / "facts.json").write_text(json.dumps({"ceilings": 1} | {f"parameters.{name}": {} for name in asked}))
+    monkeypatch.setattr(results, "consolidate", consolidated)
+    run.publish_results(study, directory)
+    return set(json.loads((directory / "facts.json").read_text()))
+
+
+def test_a_notebook_that_merely_began_is_not_published_as_one_that_ran(study, tmp_path, monkeypatch, capsys):
+    notebook("01_two", "raise ValueError")
+    assert run.study("toy") == 1
+    found = publish(study, tmp_path / "part", monkeypatch, "00_one", "01_two")
+    assert found == {"ceilings", "parameters.00_one"}
+    assert "not run to their end: 01_two" in capsys.readouterr().out
+    notebook("01_two")
+    assert run.study("toy") == 0
+    whole = publish(study, tmp_path / "part", monkeypatch, "00_one", "01_two")
+    assert whole == {"ceilings", "parameters.00_one", "parameters.01_two"}
+    (study / "notebooks" / "01_two.done.json").unlink()
+    with pytest.raises(UserError, match="holds results of 01_two, which this run did not complete"):
+        publish(study, tmp_path / "part", monkeypatch, "00_one", "01_two")
+    assert set(json.loads((tmp_path / "part" / "facts.json").read_text())) == whole
+
+
+def test_publishing_again_mixes_no_files_of_two_runs(study, tmp_path, monkeypatch):
+    from sam3lab.bench import results
+
+    assert run.study("toy") == 0
+    directory = tmp_path / "part"
+    publish(study, directory, monkeypatch, "00_one")
+    (directory / serving_store.PUBLISHED).write_text("of the run before")
+    (directory / "notes.txt").touch()
+    publish(study, directory, monkeypatch, "00_one")
+    assert {path.name for path in directory.iterdir()} == {*PUBLISHED, "notes.txt"}
+    (directory / "facts.json").write_text("{")  # damaged: publishing again mends it
+    publish(study, directory, monkeypatch, "00_one")
+
+    def damaged(run_dir, directory):
+        raise UserError("damaged")
+
+    monkeypatch.setattr(results, "consolidate", damaged)
+    with pytest.raises(UserError):
+        run.publish_results(study, directory)
+    assert {path.name for path in directory.iterdir()} == {*PUBLISHED, "notes.txt"}
+
+    def killed(path, data):
+        if path.name == "results.parquet":
+            raise KeyboardInterrupt
+
+    (directory / "results.parquet").write_text("old")
+    monkeypatch.setattr(results, "consolidate", consolidated)
+    monkeypatch.setattr(atomic, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.publish_results(study, directory)
+    assert {path.name for path in directory.iterdir()} == {"notes.txt"}
 
 
 def test_a_study_that_was_killed_in_a_notebook_runs_that_one_again(study):

@@ -127,7 +127,7 @@ def test_rates_shares_and_multiples_are_those_of_the_row():
     [
         ((1, 0.9, 1.1), (1.3, 1.2, 1.4), "grows"),
         ((1, 0.9, 1.1), (0.7, 0.6, 0.8), "shrinks"),
-        ((1, 0.9, 1.1), (1.05, 1, 1.1), "stays"),
+        ((1, 0.9, 1.1), (1.05, 1, 1.1), "does not change"),
     ],
 )
 def test_a_trend_is_told_only_where_the_intervals_part(first, last, said):

@@ -7,7 +7,7 @@ import pytest
 
 from sam3lab import backends
 from sam3lab.bench.statistics import Estimate
-from sam3lab.study import figures, limit_figures, panels, style, verdict_figures
+from sam3lab.study import claims, figures, limit_figures, panels, style, verdict_figures
 
 RUNTIMES = list(style.RUNTIMES)
 SIDES = [126, 252, 378]
@@ -46,8 +46,8 @@ def draw(name, absolute=False):
             (runtime, each) for runtime in RUNTIMES for each in list(style.FILLS)[: 1 + RUNTIMES.index(runtime) % 3]
         ]
         pairs = frame(["backend", "precision"], groups, 0.2)
-        scores = pairs.assign(value=91.0, low=88.0, high=94.0)
-        return figures.precision(pairs, scores, [groups[1]], absolute)
+        scores, changes = pairs.assign(value=91.0, low=88.0, high=94.0), pairs[1:].assign(value=1e-3)
+        return figures.precision(pairs, scores, changes.assign(low=float("nan")), 0.01, [groups[1]], absolute)
     if name == "floors":
         return limit_figures.floors(made(start=1.5), stages)
     if name == "scaling":
@@ -59,8 +59,9 @@ def draw(name, absolute=False):
         uses = ("One image, one prompt", "Many images, 8 at most a call", "Quickest first start, nothing compiled")
         return verdict_figures.answer(made("use", uses).assign(best="601 images/s"))
     if name == "claims":
-        ids = [("L2", "reproduced", True), ("L4", "contradicted", False), ("L4", "contradicted", False)]
-        return verdict_figures.claims(frame(["id", "verdict", "holds"], ids, 0.9), 0.1)
+        rows = [(claim.short, "reproduced", "holds", 0.9, 1.1) for claim in claims.load() if claim.metric == "speedup"]
+        rows += [("R1 PyTorch\ntime at 512", "contradicted", "fails", 1.0, float("inf"))] * 6
+        return verdict_figures.claims(frame(["claim", "verdict", "state", "least", "most"], rows, 0.9))
     return figures.memory(made().assign(value=900.0), made("resolution", SIDES, 1400.0, few), 252)
 
 
@@ -112,15 +113,58 @@ def test_drawing_leaves_matplotlibs_settings_alone():
     assert dict(matplotlib.rcParams) == before
 
 
-def test_accuracy_against_latency_names_what_it_shows_and_fades_what_failed():
+def test_accuracy_beside_latency_has_a_named_row_for_each_and_fades_what_failed():
     figure = draw("precision")
-    names = [text.get_text() for text in figure.legends[0].get_texts()]
-    half = len(names) // 2  # a column of runtimes and one of precisions, the shorter one filled up
-    runtimes, precisions = ([name for name in column if name] for column in (names[:half], names[half:]))
-    assert runtimes == [style.look(runtime).label for runtime in style.ordered(RUNTIMES)]
-    assert precisions == ["fp32", "tf32", "bf16", "failed (faded)"]
-    points = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 1 and line.get_marker() != "None"]
-    assert sorted(line.get_alpha() for line in points)[:2] == [0.4, 1.0]
+    names = [text.get_text().replace("\n", " ") for text in figure.axes[0].get_yticklabels()]
+    groups = [(name, each) for place, name in enumerate(RUNTIMES) for each in list(style.FILLS)[: 1 + place % 3]]
+    assert names == [look.label for look in style.looks(groups).values()]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["failed in tensors or detections"]
+    for axis, count in zip(figure.axes, (len(groups), len(groups), len(groups) - 1), strict=True):
+        points = [bars[0] for bars in axis.containers]
+        places = {point.get_ydata().item(): point.get_alpha() for point in points}
+        assert len(places) == len(points) == count  # no point hides another
+        assert [row for row, alpha in places.items() if alpha == 0.4] == [names.index("PyTorch (lean) fp32")]
+
+
+def heads(axis):
+    """The arrowheads of an axis: (marker, x, y)."""
+    lines = [line for line in axis.lines if not line.get_clip_on() and line.get_marker() in "<>^v"]
+    return [(line.get_marker(), *line.get_xdata(), *line.get_ydata()) for line in lines]
+
+
+def test_an_interval_that_runs_off_its_axis_ends_in_an_arrowhead():
+    rows = [
+        ("transformers", 1.0, 0.1, 9.0),
+        ("onnxruntime", 0.5, 0.4, 0.6),
+        ("openvino", 0.6, float("nan"), float("nan")),
+    ]
+    total = pd.DataFrame(rows, columns=["backend", "value", "low", "high"])
+    top = figures.runtimes(total, total.assign(stage="image")).axes[0]
+    assert heads(top) == [(">", top.get_xlim()[1], 0)]
+    growth = pd.concat([total.assign(resolution=side) for side in SIDES], ignore_index=True)
+    upper = figures.resolution(growth, growth).axes[0]
+    assert heads(upper) == [("^", side, upper.get_ylim()[1]) for side in SIDES]
+    held = ("machine", "runtimes", "resolution", "prompts", "memory", "floors", "scaling", "startup")
+    assert not any(heads(axis) for name in held for axis in draw(name).axes)
+
+
+def test_where_no_interval_is_known_a_value_has_its_marker_alone():
+    rows = [("transformers", 1.0, 0.9, 1.2), ("onnxruntime", 0.5, float("nan"), float("nan"))]
+    total = pd.DataFrame(rows, columns=["backend", "value", "low", "high"])
+    for axis in (
+        figures.runtimes(total, total.assign(stage="image")).axes[0],
+        figures.resolution(*[total.assign(resolution=252)] * 2).axes[0],
+    ):
+        whiskers = [each[2][0].get_segments()[0] for each in axis.containers]
+        lengths = [float(abs(ends[0] - ends[1]).max()) if len(ends) else 0 for ends in whiskers]
+        assert lengths[:2] == [pytest.approx(0.3), 0]
+        assert axis.get_xlim()[1] < 1e3 and axis.get_ylim()[1] < 1e3
+
+
+def test_a_marker_is_filled_for_its_precision_wherever_memory_is_shown():
+    top, bottom = draw("memory", absolute=True).axes
+    styles = [[line.get_fillstyle() for line in axis.lines if line.get_marker() == "o"] for axis in (top, bottom)]
+    assert styles[0] == styles[1] == ["full", "bottom"]
 
 
 def test_runtimes_keep_their_order_and_unknown_ones_come_last():

@@ -8,6 +8,7 @@ copies, PyTorch's context, CUDA graphs and closing, for real.
 
 import ctypes
 import gc
+import re
 import subprocess
 import sys
 import weakref
@@ -320,7 +321,7 @@ def test_scratch_memory_is_shared_and_as_large_as_its_profile_needs(backend, wor
 
 
 def test_what_no_profile_holds_is_refused_in_words(backend):
-    with pytest.raises(UserError, match=r"1–8 images, not 9 images: build others .*--maxShapes"):
+    with pytest.raises(UserError, match=r"1–8 images, not 9 images: give them less .*--maxShapes"):
         backend.image(backend.upload(np.zeros((9, 3, RESOLUTION, RESOLUTION), dtype=np.uint8)))
 
 
@@ -422,6 +423,19 @@ def test_a_builder_without_a_runtime_is_named(monkeypatch):
     assert "only builds engines" in TensorRtBackend.unavailable("cuda", "fp16")
     monkeypatch.setattr(engine, "library_version", lambda: 110400)
     assert TensorRtBackend.unavailable("cuda", "fp16") is None
+
+
+@pytest.mark.parametrize("error", ["ImportError", "OSError"])
+def test_a_broken_installation_is_a_reason(monkeypatch, tmp_path, error):
+    (tmp_path / "tensorrt.py").write_text(f"raise {error}('libnvinfer.so.11: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    monkeypatch.setattr(backend_module, "missing", lambda *modules: None)
+    monkeypatch.setattr("sam3lab.bench.nvml.gpu", lambda: SimpleNamespace())
+    reason = TensorRtBackend.unavailable("cuda", "fp16")
+    assert re.search(r"TensorRT cannot be imported \(libnvinfer.*pip install", reason)
+    with pytest.raises(UserError, match="cannot be imported"):
+        engine.machine()
 
 
 def test_it_is_found_by_its_place():

@@ -1,6 +1,8 @@
 """The runtimes, one file each. Asking for one imports it and nothing else."""
 
 import importlib
+import os
+import sys
 
 from sam3lab.backends.base import Artifacts, Backend, RawOutputs
 from sam3lab.errors import UserError
@@ -33,7 +35,8 @@ def names() -> list[str]:
 
 
 def get(name: str) -> type[Backend]:
-    """The backend class of that name, or at "module:Class" for one from outside the package.
+    """The backend class of that name, or at "module:Class" for one from outside the package, whose module may lie in
+    the working directory.
 
     Raises UserError where there is none.
     """
@@ -41,6 +44,8 @@ def get(name: str) -> type[Backend]:
     module, _, attribute = place.partition(":")
     if not attribute:
         raise UserError(f"no backend is named {name!r}; known: {', '.join(names())}; or give module:Class")
+    if place == name and (folder := os.getcwd()) not in sys.path:
+        sys.path.append(folder)  # last, where nothing of it is taken for a library
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sam3lab.backends.base import Artifacts, RawOutputs, gathered, total_bytes
-from sam3lab.backends.torch_base import missing, unsupported
+from sam3lab.backends.torch_base import missing, no_gpu, unsupported
 from sam3lab.cores import available_cores
 
 PRECISIONS = {"cpu": ("fp32", "int8"), "cuda": ("fp32", "tf32", "fp16")}
@@ -81,6 +81,8 @@ class OnnxRuntimeBackend:
 
             if PROVIDERS[device] not in onnxruntime.get_available_providers():
                 reason = f"this build of ONNX Runtime has no {PROVIDERS[device]}: pip install sam3lab[gpu]"
+            elif device == "cuda":
+                reason = no_gpu("ONNX Runtime's CUDA provider")
         return reason
 
     @classmethod

@@ -1,5 +1,6 @@
 """The lean model in PyTorch: eager, and compiled by TorchInductor."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,10 @@ class CompiledPyTorchBackend(PyTorchBackend):
     def detect(self, features: Any, text: Any, mask: Any, image_index: Any, text_index: Any) -> RawOutputs:
         self._beside_image = False
         return super().detect(features, text, mask, image_index, text_index)
+
+    def gather(self, parts: Sequence[tuple[Any, tuple[int, ...]]]) -> Any:
+        self._beside_image = False  # a text stage may overwrite what this is still to read
+        return super().gather(parts)
 
     def _run(self, stage: str, *values: Any) -> Any:
         import torch

@@ -12,7 +12,8 @@ from sam3lab.backends import pycuda_device
 from sam3lab.backends.base import Artifacts, RawOutputs, gathered, total_bytes
 from sam3lab.backends.plans import Plan, Plans
 from sam3lab.backends.pycuda_device import DeviceArray
-from sam3lab.backends.torch_base import missing, unsupported
+from sam3lab.backends.torch_base import missing, no_gpu, unsupported
+from sam3lab.errors import UserError
 
 PRECISIONS = {"cuda": ("fp32", "tf32", "bf16", "fp16")}
 _INT8 = (
@@ -31,20 +32,19 @@ class TensorRtBackend:
     def unavailable(cls, device: str = "cpu", precision: str = "fp32") -> str | None:
         if device == "cuda" and precision == "int8":
             return _INT8
-        reason = unsupported(device, precision, PRECISIONS) or missing("tensorrt", "pycuda")
+        reason = unsupported(device, precision, PRECISIONS) or missing("tensorrt", "pycuda") or no_gpu("TensorRT")
         if reason is None:
-            from sam3lab.bench.nvml import gpu
             from sam3lab.export import engine
 
-            if gpu() is None:
-                reason = "no NVIDIA GPU is to be seen: TensorRT needs one, its driver and the package nvidia-ml-py"
-            elif engine.builder_only():
-                reason = "the installed tensorrt only builds engines, and cannot run them: pip install sam3lab[gpu]"
+            try:
+                if engine.builder_only():
+                    reason = "the installed tensorrt only builds engines, and cannot run them: pip install sam3lab[gpu]"
+            except UserError as error:  # it is installed, and broken
+                reason = str(error)
         return reason
 
     @classmethod
     def prepare(cls, artifacts: Artifacts) -> Artifacts:
-        from sam3lab.errors import UserError
         from sam3lab.export import cache, engine
         from sam3lab.model.checkpoint import fingerprint
 

@@ -32,6 +32,15 @@ def missing(*modules: str) -> str | None:
     return None
 
 
+def no_gpu(runtime: str) -> str | None:
+    """Why a runtime that needs an NVIDIA GPU cannot run, with the remedy, or None where there is one."""
+    from sam3lab.bench.nvml import gpu
+
+    if gpu() is not None:
+        return None
+    return f"no NVIDIA GPU is to be seen: {runtime} needs one, its driver and the package nvidia-ml-py"
+
+
 def no_compiler() -> str | None:
     """Why torch.compile cannot work here, with the remedy, or None."""
     if any(shutil.which(name) for name in ("g++", "c++", "clang++")):

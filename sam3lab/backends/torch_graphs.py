@@ -12,8 +12,17 @@ def graphs(function: Callable[..., Any], stream: Any) -> Plans:
     stream: the torch stream to capture on. Graphs that may run at the same time need different ones: cuBLAS has one
     workspace a stream, and kernels that share it may wait for each other for ever.
     """
+    warm: set[tuple] = set()
+
+    def make(tensors: Sequence[Any], first: bool) -> Plan:
+        # gathered features have other strides than those of the image stage, and a function is compiled for each
+        layout = tuple((tensor.shape, tensor.stride()) for tensor in tensors)
+        plan = _Graph(function, tensors, stream, warm_up=first or layout not in warm)
+        warm.add(layout)
+        return plan
+
     return Plans(
-        make=lambda tensors, first: _Graph(function, tensors, stream, warm_up=first),
+        make=make,
         copy=lambda tensor: tensor.clone(),
         address=lambda tensor: tensor.data_ptr(),
     )

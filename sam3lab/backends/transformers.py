@@ -5,6 +5,7 @@ from typing import Any
 
 from sam3lab.backends.base import Artifacts, RawOutputs
 from sam3lab.backends.torch_base import TorchBackend
+from sam3lab.errors import UserError
 
 
 class TransformersBackend(TorchBackend):
@@ -14,15 +15,34 @@ class TransformersBackend(TorchBackend):
     packages = ("torch", "transformers")
 
     def load(self, artifacts: Artifacts) -> None:
+        """Raises UserError for a damaged checkpoint, and for one whose tensors are not all that its config.json asks for."""
         dtype = self.configure(artifacts)
+        from safetensors import SafetensorError
         from transformers import Sam3Config, Sam3Model
         from transformers.utils import logging
+
+        from sam3lab.model.weights import refuse
 
         logging.disable_progress_bar()
         config = Sam3Config.from_pretrained(artifacts.checkpoint)
         config = getattr(config, "detector_config", None) or config
         config.image_size = artifacts.resolution
-        model = Sam3Model.from_pretrained(artifacts.checkpoint, config=config, dtype=dtype, local_files_only=True)
+        try:
+            model, report = Sam3Model.from_pretrained(
+                artifacts.checkpoint,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+            )
+        except SafetensorError as error:
+            raise UserError(
+                f"the weights in {artifacts.checkpoint} are no whole safetensors files ({error}): download them again"
+            ) from error
+        # it warns of these, and draws random numbers in their place
+        refuse("lacks", report["missing_keys"])
+        refuse("has tensors of other shapes", (name for name, *_ in report["mismatched_keys"]))
         self.model = model.eval().requires_grad_(False).to(self.device)
 
     def image(self, pixels: Any) -> Any:

@@ -39,19 +39,6 @@ class Pair:
     scores: list[float] = field(default_factory=list)
 
 
-def ground_truth(pairs: Iterable[tuple[str, str, np.ndarray]]) -> dict[str, Any]:
-    """The ground truth of pairs (file name, prompt, masks bool [k,H,W]), JSON-ready; ids are 1, 2, … in their order."""
-    images, annotations = [], []
-    for pair, (file_name, prompt, masks) in enumerate(pairs, 1):
-        height, width = masks.shape[1:]
-        images.append({"id": pair, "file_name": file_name, "text_input": prompt, "height": height, "width": width})
-        images[-1]["is_instance_exhaustive"] = 1
-        for record in Detections(np.ones(len(masks)), boxes(masks), masks).to_coco(pair, CATEGORY["id"]):
-            del record["score"]
-            annotations.append({"id": len(annotations) + 1, "iscrowd": 0, **record})
-    return {"images": images, "annotations": annotations, "categories": [CATEGORY]}
-
-
 def by_prompt(scenes: dict[str, Any]) -> dict[str, Any]:
     """The ground truth of pairs from one of whole images (`scenes.store` describes it), JSON-ready: a pair for each of
     its `prompts`, whose `annotation_ids` say which of the image's masks answer it. A pair's id is its prompt's.
@@ -84,16 +71,6 @@ def by_pair(path: Path) -> dict[int, list[dict[str, Any]]]:
     return found
 
 
-def boxes(masks: np.ndarray) -> np.ndarray:
-    """The smallest boxes [k,4], x0 y0 x1 y1 in pixels, that hold the masks bool [k,H,W]; 0 for an empty one."""
-    found = np.zeros((len(masks), 4))
-    for low, high, axis in ((0, 2, 1), (1, 3, 2)):
-        line = masks.any(axis=axis)
-        found[:, low] = line.argmax(axis=1)
-        found[:, high] = np.where(line.any(axis=1), line.shape[1] - line[:, ::-1].argmax(axis=1), 0)
-    return found
-
-
 def iou(a: Sequence[dict], b: Sequence[dict]) -> np.ndarray:
     """Intersection over union [len(a),len(b)] of masks as run lengths; 0 where either is empty."""
     from pycocotools import mask
@@ -104,9 +81,10 @@ def iou(a: Sequence[dict], b: Sequence[dict]) -> np.ndarray:
 def read(truth: dict | Path | str, predicted: Sequence[dict] | Path | str) -> list[Pair]:
     """The pairs with what is true and what was predicted for each, in the ground truth's order.
 
-    truth and predicted are files or their content; a truth with `prompts` is one of whole images, see `by_prompt`. Pairs whose is_instance_exhaustive is 0, and crowd annotations, which
-    SA-Co has in such pairs only, are left out. Raises UserError for a file that cannot be read, an entry that lacks something, no
-    pairs, an unknown pair, a score outside 0..1, and a mask of another size than its image's.
+    truth and predicted are files or their content; a truth with `prompts` is one of whole images, see `by_prompt`. Pairs
+    whose is_instance_exhaustive is 0, and crowd annotations, which SA-Co has in such pairs only, are left out. Raises
+    UserError for a file that cannot be read, an entry that lacks something, no pairs, an unknown pair, a score outside
+    0..1, and a mask of another size than its image's.
     """
     truth, predicted = _content(truth), _content(predicted)
     if not isinstance(truth, dict) or not isinstance(predicted, list | tuple):

@@ -45,8 +45,7 @@ def table(device: str = "", samples: "pd.DataFrame | None" = None) -> "pd.DataFr
 
     device = device or ("cuda" if gpu() else "cpu")
     rows = []
-    for script in sorted(SCRIPTS.glob("run_*.py")):
-        backend = script.stem.removeprefix("run_").replace("_", "-")
+    for backend, script in scripts().items():
         found = required(distributions(script, device))
         size = None if found is None else round(sum(map(installed_bytes, found)) / 1e6, 1)
         export, build = (None, None) if samples is None else made(samples, backend)
@@ -54,6 +53,12 @@ def table(device: str = "", samples: "pd.DataFrame | None" = None) -> "pd.DataFr
         rows.append((backend, *counts))
     frame = pd.DataFrame(rows, columns=COLUMNS, dtype=object)
     return frame.where(frame.notna(), None)
+
+
+def scripts() -> dict[str, Path]:
+    """{backend: its script}, by name."""
+    found = sorted(SCRIPTS.glob("run_*.py"))
+    return {script.stem.removeprefix("run_").replace("_", "-"): script for script in found}
 
 
 def steps(script: Path) -> list[str]:

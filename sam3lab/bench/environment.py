@@ -78,7 +78,7 @@ def collect(device: str | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         **(graphics.facts() if graphics else {"gpu": None}),
         **{f"version_{name}": version(name) for name in PACKAGES},
-        "code": _code(),
+        "code": code(),
         **_git(),
     }
 
@@ -93,6 +93,12 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[A
     """The facts, of those that must be equal, that are not: key to both values."""
     keys = sorted((set(one) | set(other)) - set(VOLATILE))
     return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
+
+
+def commit(facts: dict[str, Any]) -> str | None:
+    """The commit of this project that the facts name, and whether its files were changed since; None without one."""
+    known = facts.get("git_commit")
+    return f"{known}, with uncommitted changes" if known and facts.get("git_dirty") else known
 
 
 def version(package: str) -> str | None:
@@ -147,7 +153,7 @@ def _read(path: str) -> str | None:
         return None
 
 
-def _code() -> str:
+def code() -> str:
     """12 hex digits over the sources that decide what is computed and how it is timed."""
     package = Path(__file__).resolve().parents[1]
     whole = hashlib.sha256()

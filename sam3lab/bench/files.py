@@ -1,27 +1,23 @@
-"""Writing a file so that a kill at any moment leaves the old one or the new one, and no half."""
+"""JSON files of a run: written whole or not at all, and read with an error that says what to do."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from sam3lab import atomic
+from sam3lab.errors import UserError
 
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """All of the data at `path`, on disk, or what was there before; its folder is made if absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+REMEDY = "publish that run again (`sam3lab study --publish`), or restore the file, as with `git checkout`"
 
 
 def write_json(path: Path, value: Any) -> None:
     """The value as indented JSON, atomically."""
-    write_atomically(path, json.dumps(value, indent=1).encode())
+    atomic.write(path, json.dumps(value, indent=1).encode())
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file. UserError where it is damaged or missing."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): {REMEDY}") from error

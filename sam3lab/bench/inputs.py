@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sam3lab import atomic
 from sam3lab.bench.case import Case
-from sam3lab.bench.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Inputs:
     def save(self, path: Path) -> None:
         buffer = io.BytesIO()
         np.savez(buffer, **dict(self._arrays()))
-        write_atomically(path, buffer.getbuffer())
+        atomic.write(path, buffer.getbuffer())
 
     @classmethod
     def load(cls, path: Path) -> "Inputs":

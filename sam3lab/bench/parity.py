@@ -14,20 +14,26 @@ itself lie near zero, where a relative error means nothing; it also passes where
 limit (a probability is off by at most a quarter of that). A NaN or infinity fails.
 
 Accuracy cases are compared by what they detect in a whole split, with limits of their own: see `split_parity`.
+
+What is kept is measures; whether they pass is told by the limits that hold when they are read.
 """
 
 import json
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sam3lab.bench import files, records, split_parity
+from sam3lab.bench.accuracy import CONFIDENCE
 from sam3lab.bench.case import Case
-from sam3lab.bench.matching import agreement
+from sam3lab.bench.matching import BOX_IOU, SCORE_THRESHOLD, agreement
 
 RAW = ("logits", "presence", "boxes", "masks", "semantic")
+NOTHING = "nothing scores above the threshold, so that there is nothing to judge by"
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ of this model that overflow have 0.04. A relative error r alone allows a cosine 
 limits catch what a norm lets pass only where they are tighter. int8 and fp8 move every tensor on purpose, and are judged
 by what they detect; the limits allow what quantised detectors are commonly published with (about one point of accuracy).
 """
+SPLIT = Limits(None, None, 1.0, 0.99, 0.01)  # what every precision must keep over a split
 
 COLUMNS = {
     "case": "str",
@@ -87,34 +94,37 @@ def compare(reference: Path, other: Path, precision: str) -> dict[str, Any]:
     The files are what Stages.outputs gave, with the digest of the inputs. Raises OSError or ValueError for a file that
     cannot be read.
     """
-    limits = LIMITS[precision]
     with np.load(reference) as a, np.load(other) as b:
         if a["inputs"] != b["inputs"]:
-            row = {"output": "inputs", "passed": False, "reason": "the two were fed different inputs"}
-            return {"passed": False, "rows": [row]}
+            return _verdict([{"output": "inputs", "reason": "the two were fed different inputs"}], precision)
         names = [name for name in a.files if name not in ("inputs", "text_mask")]
         mask = a["text_mask"]
-        rows = [_row(name, _tensor(a, name, mask), _tensor(b, name, mask), limits) for name in names]
-        if all(row["comparable"] for row in rows if row["output"] in RAW):
+        rows = [_row(name, _tensor(a, name, mask), _tensor(b, name, mask)) for name in names]
+        if all("relative_error" in row for row in rows if row["output"] in RAW):
             raw = [{name: file[name] for name in RAW} for file in (a, b)]
-            rows.append(_detections(*raw, limits))
-    for row in rows:
-        row.pop("comparable", None)
-    return {"passed": all(row["passed"] for row in rows), "rows": rows}
+            rows.append({"output": "detections", **agreement(*raw, LIMITS[precision].score)._asdict()})
+    return _verdict(rows, precision)
 
 
 def judge(run_dir: Path, case: Case, reference: Case) -> dict[str, Any]:
-    """The verdict on a case, as `compare` gives it, kept in parity/<case>.json; made once for each pair of outputs."""
+    """The verdict on a case, as `compare` gives it, kept in parity/<case>.json with the limits that held.
+
+    It is made again where the reference or, the outputs being there, the limits are others. Without the outputs the
+    measures that were kept are judged by the limits of now; only what counted as matched is still by those of then.
+    """
     path = records.verdict_path(run_dir, case)
-    verdict = records.read_mark(path)
-    if verdict is None or verdict["reference"] != reference.id:
-        outputs = records.outputs_path(run_dir, reference), records.outputs_path(run_dir, case)
-        about = {"case": case.id, "label": case.label, "reference": reference.id}
-        about |= {"backend": case.backend, "precision": case.precision}
-        verdict = about | (
-            split_parity.compare(*outputs) if case.mode == "accuracy" else compare(*outputs, case.precision)
-        )
-        files.write_json(path, verdict)
+    verdict, limits = records.read_mark(path), _limits(case)
+    outputs = records.outputs_path(run_dir, reference), records.outputs_path(run_dir, case)
+    kept = verdict is not None and verdict["reference"] == reference.id
+    if kept and (verdict.get("limits") == limits or not all(file.exists() for file in outputs)):
+        return verdict | _verdict(verdict["rows"], case.precision)
+    about = {"case": case.id, "label": case.label, "reference": reference.id}
+    about |= {"backend": case.backend, "precision": case.precision, "limits": limits}
+    if case.mode == "accuracy":
+        verdict = about | _verdict([split_parity.measure(*outputs)], case.precision)
+    else:
+        verdict = about | compare(*outputs, case.precision)
+    files.write_json(path, verdict)
     return verdict
 
 
@@ -132,17 +142,37 @@ def load(run_dir: Path):
         verdict = json.loads(path.read_text())
         common = {key: verdict[key] for key in ("case", "label", "reference", "backend", "precision")}
         rows.extend(common | row for row in verdict["rows"])
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+    return judged(pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS))
+
+
+def judged(rows):
+    """Such a DataFrame with each row's passed and reason by the limits of now, whatever held when it was measured."""
+    reasons = [_reason(row, row["precision"]) for row in rows.to_dict("records")]
+    return rows.assign(passed=[not reason for reason in reasons], reason=reasons).astype(COLUMNS)
 
 
 def verdicts(rows) -> dict[str, str]:
-    """ "reference", "passed" or "failed" of each case in such a DataFrame; a case that is not in it is "missing"."""
+    """The state of each case in such a DataFrame; a case that is not in it is "missing".
+
+    reference; passed; failed; or "not judged", where all that is wrong is that there was NOTHING to judge by.
+    """
     found = {}
     for case, group in rows.groupby("case"):
-        compared_with = set(group["reference"])
-        passed = "reference" if compared_with == {case} else "passed"
-        found[case] = passed if group["passed"].all() else "failed"
+        wrong = set(group.loc[~group["passed"], "reason"])
+        if wrong - {NOTHING}:
+            found[case] = "failed"
+        elif set(group["reference"]) == {case}:
+            found[case] = "reference"
+        else:
+            found[case] = "not judged" if wrong else "passed"
     return found
+
+
+def _limits(case: Case) -> dict[str, float | None]:
+    """All numbers that a case's measures and verdict depend on."""
+    split = case.mode == "accuracy"
+    limits = SPLIT if split else LIMITS[case.precision]
+    return asdict(limits) | {"threshold": CONFIDENCE if split else SCORE_THRESHOLD, "box_iou": BOX_IOU}
 
 
 def _tensor(file: Any, name: str, text_mask: np.ndarray) -> np.ndarray | None:
@@ -151,26 +181,57 @@ def _tensor(file: Any, name: str, text_mask: np.ndarray) -> np.ndarray | None:
     return file[name][text_mask] if name == "text" and file[name].ndim == 3 else file[name]
 
 
-def _row(name: str, reference: np.ndarray, other: np.ndarray | None, limits: Limits) -> dict[str, Any]:
-    row: dict[str, Any] = {"output": name, "comparable": False, "passed": False}
+def _row(name: str, reference: np.ndarray, other: np.ndarray | None) -> dict[str, Any]:
+    """The measures of an output, or the reason why it has none."""
+    row: dict[str, Any] = {"output": name}
     if other is None:
         return row | {"reason": "absent"}
     if other.shape != reference.shape:
         return row | {"reason": f"shape {list(other.shape)}, expected {list(reference.shape)}"}
-    row["comparable"] = True
-    wrong = int(other.size - np.isfinite(other).sum())
-    if wrong:
-        return row | {"reason": f"{wrong} of {other.size} values are not finite"}
+    for where, array in (("", other), (" in the reference", reference)):
+        if wrong := int(array.size - np.isfinite(array).sum()):
+            return row | {"reason": f"{wrong} of {array.size} values are not finite{where}"}
     cosine, relative, max_abs = differences(reference, other)
-    row |= {"cosine": cosine, "relative_error": relative, "max_abs": max_abs}
+    return row | {"cosine": cosine, "relative_error": relative, "max_abs": max_abs}
+
+
+def _verdict(rows: list[dict[str, Any]], precision: str) -> dict[str, Any]:
+    judged = [row | {"passed": not reason, "reason": reason} for row in rows for reason in [_reason(row, precision)]]
+    return {"passed": all(row["passed"] for row in judged), "rows": judged}
+
+
+def _reason(row: Mapping[str, Any], precision: str) -> str:
+    """Why the measures of a row do not keep the limits, empty where they do; one without measures keeps its reason."""
+    limits = SPLIT if row["output"] == "split" else LIMITS[precision]
+    if not math.isnan(row.get("expected", math.nan)):
+        return ", ".join(_unlike_detections(row, limits))
+    if not math.isnan(row.get("relative_error", math.nan)):
+        return ", ".join(_unlike_values(row, limits))
+    return row.get("reason") or "nothing was measured"
+
+
+def _unlike_values(row: Mapping[str, Any], limits: Limits) -> list[str]:
+    if limits.relative is None or (row["output"] == "presence" and row["max_abs"] <= limits.relative):
+        return []
     reasons = []
-    if limits.relative is not None:
-        near_zero = name == "presence" and max_abs <= limits.relative
-        if not near_zero and not relative <= limits.relative:
-            reasons.append(f"relative error {relative:.2g} over {limits.relative:g}")
-        if not near_zero and not cosine >= limits.cosine:
-            reasons.append(f"cosine {cosine:.4f} under {limits.cosine:g}")
-    return row | {"passed": not reasons, "reason": ", ".join(reasons)}
+    if not row["relative_error"] <= limits.relative:
+        reasons.append(f"relative error {row['relative_error']:.2g} over {limits.relative:g}")
+    if not row["cosine"] >= limits.cosine:
+        reasons.append(f"cosine {row['cosine']:.4f} under {limits.cosine:g}")
+    return reasons
+
+
+def _unlike_detections(row: Mapping[str, Any], limits: Limits) -> list[str]:
+    reasons = []
+    if row["expected"] == 0 and limits.relative is None:
+        reasons.append(NOTHING)
+    if row["matched"] < limits.matched * row["expected"]:
+        reasons.append(f"{row['matched']:.0f} of {row['expected']:.0f} detections matched")
+    if row["matched"] and not row["mask_iou_mean"] >= limits.mask_iou:
+        reasons.append(f"mean mask IoU {row['mask_iou_mean']:.3f} under {limits.mask_iou:g}")
+    if row["matched"] and not row["score_difference"] <= limits.score:
+        reasons.append(f"scores differ by {row['score_difference']:.2g}, over {limits.score:g}")
+    return reasons
 
 
 def differences(reference: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
@@ -188,21 +249,3 @@ def differences(reference: np.ndarray, other: np.ndarray) -> tuple[float, float,
     cosine = ab / np.sqrt(aa * bb) if aa > 0 and bb > 0 else 0.0
     relative = np.sqrt(dd / aa) if aa > 0 else float("inf")
     return float(cosine), float(relative), worst
-
-
-def _detections(reference: dict[str, np.ndarray], other: dict[str, np.ndarray], limits: Limits) -> dict[str, Any]:
-    row: dict[str, Any] = {"output": "detections"}
-    if not all(np.isfinite(other[name]).all() for name in RAW):
-        return row | {"passed": False, "reason": "values are not finite"}
-    found = agreement(reference, other, limits.score)
-    row |= found._asdict()
-    reasons = []
-    if found.expected == 0 and limits.relative is None:
-        reasons.append("nothing scores above the threshold, so that there is nothing to judge by")
-    if found.matched < limits.matched * found.expected:
-        reasons.append(f"{found.matched} of {found.expected} detections matched")
-    if found.matched and found.mask_iou_mean < limits.mask_iou:
-        reasons.append(f"mean mask IoU {found.mask_iou_mean:.3f} under {limits.mask_iou:g}")
-    if found.matched and found.score_difference > limits.score:
-        reasons.append(f"scores differ by {found.score_difference:.2g}, over {limits.score:g}")
-    return row | {"passed": not reasons, "reason": ", ".join(reasons)}

@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from sam3lab import backends
+from sam3lab import atomic, backends
 from sam3lab.backends.base import Backend, RawOutputs
 from sam3lab.bench import artifacts
 from sam3lab.bench.case import Case
-from sam3lab.bench.files import write_atomically
 from sam3lab.bench.scene_inputs import SceneInputs
 
 SCORE = 0.05  # far under the 0.5 of a detection: average precision and parity look at what nearly is one, too
@@ -36,7 +35,7 @@ def answer(case: Case, job: dict[str, Any]) -> dict[str, Any]:
     backend.load(artifacts.from_json(job["artifacts"]))
     found = predictions(backend, inputs, resolution)
     backend.close()
-    write_atomically(Path(job["outputs"]), json.dumps(found).encode())
+    atomic.write(Path(job["outputs"]), json.dumps(found).encode())
     scored = dataclasses.asdict(evaluate(job["truth"], found))
     kinds = {field.name: field.type for field in dataclasses.fields(Accuracy)}
     scored["scenes"], kinds["scenes"] = len(inputs), int

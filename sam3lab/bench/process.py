@@ -112,10 +112,13 @@ def child_environment(threads: int, offline: bool) -> dict[str, str]:
     environment = dict(os.environ)
     environment.update({name: str(threads) for name in _THREAD_VARIABLES})
     environment["TOKENIZERS_PARALLELISM"] = "false"
+    environment["PYTHONSAFEPATH"] = "1"  # `python -m` would put the working directory first
     if offline:
         environment["HF_HUB_OFFLINE"] = "1"
-    # What this process imports from outside its installation (this package, a test's backends) the child can too.
+    # What this process imports from outside its installation (this package, a test's backends) the child can too. Not
+    # the working directory, which would go before the installation, with whatever there has a library's name;
+    # `backends.get` looks there last.
     places = [os.path.abspath(entry) for entry in sys.path if os.path.isdir(entry or ".")]
-    own = [place for place in places if not place.startswith((sys.prefix, sys.base_prefix))]
+    own = [place for place in places if not place.startswith((sys.prefix, sys.base_prefix)) and place != os.getcwd()]
     environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(_PACKAGE), *own]))
     return environment

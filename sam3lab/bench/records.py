@@ -23,12 +23,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sam3lab import atomic
 from sam3lab.bench import environment
 from sam3lab.bench.case import Case
-from sam3lab.bench.files import write_atomically, write_json
+from sam3lab.bench.files import write_json
 from sam3lab.errors import UserError
 
 Mark = dict[str, Any]
+FAILED = ("failed", "timeout")  # what is not tried again by itself, as a skipped case is
 
 
 @contextlib.contextmanager
@@ -126,14 +128,19 @@ def is_done(run_dir: Path, case: Case, round_: int) -> bool:
     """A clean end, rows on disk with the right checksum, and in round 0 what parity needs: the outputs, or the verdict on
     raw ones, so that a run can be moved to another disk without them. Predictions are for other readers, too.
     """
-    path = mark_path(run_dir, case, round_)
-    mark = read_mark(path)
-    if mark is None or mark["status"] != "done" or not intact(path, mark):
+    mark = _finished(mark_path(run_dir, case, round_))
+    if mark is None:
         return False
     outputs = outputs_path(run_dir, case)
     if round_ > 0 or (case.mode != "accuracy" and verdict_path(run_dir, case).exists()):
         return True
     return outputs.exists() and outputs.stat().st_size == mark["outputs_bytes"]
+
+
+def _finished(path: Path) -> Mark | None:
+    """The mark at `path` where its round came to its end and its rows are whole, else None."""
+    mark = read_mark(path)
+    return mark if mark is not None and mark["status"] == "done" and intact(path, mark) else None
 
 
 def intact(path: Path, mark: Mark) -> bool:
@@ -152,7 +159,7 @@ def record(run_dir: Path, case: Case, round_: int, measurements: list[dict[str, 
     sink = pa.BufferOutputStream()
     pq.write_table(rows, sink, compression="zstd")
     data = memoryview(sink.getvalue())
-    write_atomically(path.with_suffix(".parquet"), data)
+    atomic.write(path.with_suffix(".parquet"), data)
     outputs = outputs_path(run_dir, case)
     _mark(
         path,
@@ -167,19 +174,33 @@ def record(run_dir: Path, case: Case, round_: int, measurements: list[dict[str, 
 
 
 def record_failure(run_dir: Path, case: Case, round_: int, status: str, reason: str, **facts: Any) -> None:
-    """A case-round that has no rows: status failed, timeout or skipped, with the reason."""
+    """A case-round that has no rows: status failed, timeout or skipped, with the reason.
+
+    It takes no finished round's place: where `round_` is one, as when its outputs were to be made anew, the next that is
+    none has the mark.
+    """
+    while _finished(mark_path(run_dir, case, round_)):
+        round_ += 1
     _mark(mark_path(run_dir, case, round_), case, round_, status, reason=reason, **facts)
 
 
 def failure(run_dir: Path, case: Case) -> Mark | None:
     """The mark of a case's failure, which keeps its later rounds from being tried; None if it never failed."""
-    return next((mark for mark in case_marks(run_dir, case) if mark["status"] in ("failed", "timeout")), None)
+    return next((mark for mark in case_marks(run_dir, case) if mark["status"] in FAILED), None)
 
 
-def forget_failure(run_dir: Path, case: Case) -> None:
-    """Removes the mark of a case's failure, so that it is tried again."""
-    if mark := failure(run_dir, case):
+def forget_failure(run_dir: Path, case: Case, whichever: bool) -> None:
+    """Removes the mark of a case's failure, so that it is tried again; unless `whichever`, of a released one alone."""
+    mark = failure(run_dir, case)
+    if mark and (whichever or mark.get("released")):
         mark_path(run_dir, case, mark["round"]).unlink()
+
+
+def release_failures(run_dir: Path) -> None:
+    """Has every failure tried again, once, by the next `measure` of its case; until then it stays told."""
+    for mark in marks(run_dir):
+        if mark["status"] in FAILED:
+            write_json(run_dir / "results" / f"{mark['case']}-r{mark['round']}.json", mark | {"released": True})
 
 
 def _mark(path: Path, case: Case, round_: int, status: str, **facts: Any) -> None:

@@ -1,18 +1,20 @@
 """Reading what was measured: from a run's directory, or from what `consolidate` made of one."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from sam3lab import atomic
 from sam3lab.bench import files, parity, records
 from sam3lab.bench.accuracy import Accuracy
 from sam3lab.bench.case import FIELDS, Case
 from sam3lab.errors import UserError
 
-_ROWS, _PARITY, _FAILURES, _ENVIRONMENT = "results.parquet", "parity.parquet", "failures.parquet", "environment.json"
+ROWS = "results.parquet"
+_PARITY, _FAILURES, _ENVIRONMENT = "parity.parquet", "failures.parquet", "environment.json"
+_STORED = (ROWS, _PARITY, _FAILURES, _ENVIRONMENT)
 _COMPARED = {"expected": "compared", "matched": "agreeing"} | {
     name: name for name in ("mask_iou_mean", "mask_iou_min", "box_iou_min", "score_difference", "reason")
 }
@@ -35,13 +37,14 @@ def load(run_dir: Path) -> pd.DataFrame:
                the first result), rss_peak (over warm-up and steady state of all stages but end_to_end), gpu (after load),
                gpu_peak, torch_allocated_peak, torch_reserved_peak. Of an accuracy case: scenes, and the fields of
                bench.accuracy.Accuracy (see `accuracy`).
-    parity     passed, failed, reference, or missing where there was nothing to compare with
+    parity     passed, failed, reference, missing where there was nothing to compare with, or not judged where nothing was
+               detected and only that counts
 
     Raises UserError for rows of several environments, a damaged file, or a directory that is none of ours.
     """
     run_dir = _directory(run_dir)
-    if (run_dir / _ROWS).exists():
-        rows = pd.read_parquet(run_dir / _ROWS)
+    if _is_stored(run_dir):
+        rows = _read(run_dir / ROWS)
     else:
         records.environments(run_dir)
         rows = _gather(run_dir)
@@ -58,8 +61,8 @@ def failures(run_dir: Path) -> pd.DataFrame:
     log: the worker's output, relative to the run's directory.
     """
     run_dir = _directory(run_dir)
-    if (run_dir / _FAILURES).exists():
-        return _with(tuple, pd.read_parquet(run_dir / _FAILURES))
+    if _is_stored(run_dir):
+        return _with(tuple, _read(run_dir / _FAILURES))
     marks = records.marks(run_dir)
     found = [_failure(mark, mark["status"], mark["reason"]) for mark in marks if mark["status"] != "done"]
     first = {mark["case"]: mark for mark in marks if mark["status"] == "done" and mark["round"] == 0}
@@ -95,16 +98,14 @@ def accuracy(run_dir: Path) -> pd.DataFrame:
 def parity_rows(run_dir: Path) -> pd.DataFrame:
     """One row for each output of each compared case; see parity.COLUMNS."""
     run_dir = _directory(run_dir)
-    if (run_dir / _PARITY).exists():
-        return pd.read_parquet(run_dir / _PARITY)
-    return parity.load(run_dir)
+    return parity.judged(_read(run_dir / _PARITY)) if _is_stored(run_dir) else parity.load(run_dir)
 
 
 def environment(run_dir: Path) -> dict[str, Any]:
     """What the run was measured on. Raises UserError where nothing was."""
     run_dir = _directory(run_dir)
-    if (run_dir / _ENVIRONMENT).exists():
-        return json.loads((run_dir / _ENVIRONMENT).read_text())
+    if _is_stored(run_dir):
+        return files.read_json(run_dir / _ENVIRONMENT)
     facts = records.environments(run_dir)
     if facts is None:
         raise UserError(f"nothing was measured in {run_dir} yet; run `sam3lab measure` or a notebook with measure=True")
@@ -114,13 +115,17 @@ def environment(run_dir: Path) -> dict[str, Any]:
 def consolidate(run_dir: Path, out_dir: Path) -> None:
     """The run as four files that fit into a repository: rows, parity, failures, environment. `load` reads them alike.
 
-    The bytes depend on nothing but the run. Logs, raw outputs and inputs stay behind.
+    The bytes depend on nothing but the run. Logs, raw outputs and inputs stay behind. Where files of another run are
+    there, the last one is away while they are exchanged: what a kill leaves is not read as if it were whole.
     """
     facts, rows = environment(run_dir), load(run_dir).drop(columns="parity")
-    tables = {_ROWS: rows, _PARITY: parity_rows(run_dir), _FAILURES: failures(run_dir)}
-    for name, table in tables.items():
-        data = _with(list, table).to_parquet(None, index=False, compression="zstd")
-        files.write_atomically(Path(out_dir) / name, data)
+    tables = {ROWS: rows, _PARITY: parity_rows(run_dir), _FAILURES: failures(run_dir)}
+    data = {
+        name: _with(list, table).to_parquet(None, index=False, compression="zstd") for name, table in tables.items()
+    }
+    (Path(out_dir) / _ENVIRONMENT).unlink(missing_ok=True)
+    for name, content in data.items():
+        atomic.write(Path(out_dir) / name, content)
     files.write_json(Path(out_dir) / _ENVIRONMENT, facts)
 
 
@@ -129,6 +134,21 @@ def _directory(run_dir: Path) -> Path:
     if not run_dir.is_dir():
         raise UserError(f"there is no run at {run_dir}; measure first, or name a directory that holds results")
     return run_dir
+
+
+def _is_stored(run_dir: Path) -> bool:
+    """Whether a directory holds what `consolidate` makes. UserError where it holds but a part of it."""
+    missing = [name for name in _STORED if not (run_dir / name).exists()]
+    if missing and len(missing) < len(_STORED):
+        raise UserError(f"{run_dir} holds stored results without {', '.join(missing)}: {files.REMEDY}")
+    return not missing
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's own errors are among these
+        raise UserError(f"{path} is damaged ({error}): {files.REMEDY}") from error
 
 
 def _gather(run_dir: Path) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from sam3lab import backends
 from sam3lab.bench import environment, inputs, nvml, parity, plan, prepare, process, records, scene_inputs
 from sam3lab.bench.case import Case
 from sam3lab.bench.progress import Progress
@@ -47,7 +48,7 @@ def measure(
     `reference` is added where it is not among the cases, and an A/A twin of one that runs where there is none. Accuracy
     cases run once, whatever the rounds. What cannot run here is recorded as skipped; a worker that crashes or hangs is
     recorded as failed, its case's later rounds are left out, and the run goes on (see
-    results.failures). `retry_failed` tries recorded failures again.
+    results.failures). `retry_failed` tries recorded failures again; what was skipped is, whenever it can be run.
 
     A run that was interrupted, by Ctrl-C or kill -9, is resumed by the same call: finished case-rounds are kept, and the
     worker that ran is gone. Raises UserError for bad arguments, an unknown backend, checkpoint or image, a prompt that
@@ -74,6 +75,33 @@ def measure(
     return rows.sort_values("case", key=lambda ids: ids.map(place), kind="stable", ignore_index=True)
 
 
+def release(run_dir: Path) -> list[str]:
+    """The labels of what a run is to try again: what failed, which `measure` then tries once more, and what was skipped
+    and could be run by now. Empty where the run is not begun.
+
+    Raises UserError where there is something, but the environment is no longer the run's, and where it is being measured.
+    """
+    if not (run_dir / "results").exists():
+        return []
+    with records.locked(run_dir):
+        found = [mark for mark in records.marks(run_dir) if mark["status"] in records.FAILED or _runs_now(mark)]
+        if found:
+            records.environments(run_dir, environment.collect())
+        records.release_failures(run_dir)
+    return [mark["label"] for mark in found]
+
+
+def _runs_now(mark: records.Mark) -> bool:
+    """Whether a mark is of a case that was skipped, and its backend no longer refuses."""
+    if mark["status"] != "skipped":
+        return False
+    case = Case.from_json(mark["definition"])
+    try:
+        return backends.get(case.backend).unavailable(case.device, case.precision) is None
+    except UserError:  # there is no such backend any more
+        return False
+
+
 @dataclass
 class _Run:
     """One call of `measure` on a locked run directory."""
@@ -90,9 +118,8 @@ class _Run:
         if any(case.device == "cuda" for case in cases):
             nvml.refuse_others()
         self.environment = records.adopt_environment(self.run_dir, environment.collect())
-        if retry_failed:
-            for case in [*cases, *map(plan.twin, cases)]:
-                records.forget_failure(self.run_dir, case)
+        for case in [*cases, *map(plan.twin, cases)]:
+            records.forget_failure(self.run_dir, case, whichever=retry_failed)
 
         talk = Progress([], shown)
         self._prepare_at_once(cases, rounds, talk)
@@ -224,9 +251,8 @@ class _Run:
         progress.start(case, round_)
         answer = self._answer(case, progress)
         outputs = records.outputs_path(self.run_dir, case)
-        if round_ == 0:
-            parity.forget(self.run_dir, case)
-            outputs.parent.mkdir(exist_ok=True)
+        made = outputs.with_name(f".{outputs.name}")  # those that are there stay until there are others
+        outputs.parent.mkdir(exist_ok=True)
         job = {
             "case": case.to_json(),
             "artifacts": answer["artifacts"],
@@ -234,7 +260,7 @@ class _Run:
             "truth": str(scene_inputs.truth_path(self.run_dir, case)) if case.mode == "accuracy" else None,
             "samples": self.samples,
             "seconds": self.seconds,
-            "outputs": str(outputs) if round_ == 0 else None,
+            "outputs": str(made) if round_ == 0 else None,
         }
         log = self._log(f"{case.id}-r{round_}")
         if case.device == "cuda" and alone:
@@ -249,6 +275,9 @@ class _Run:
         }
         if outcome.status == "done":
             measurements = answered["measurements"]
+            if round_ == 0:
+                parity.forget(self.run_dir, case)
+                made.replace(outputs)
             records.record(self.run_dir, case, round_, measurements, worker=answered["facts"], **facts)
             progress.end(case, round_, outcome.seconds)
         elif alone:
@@ -268,8 +297,13 @@ class _Run:
                 progress.add([(reference, 0)])
                 self._step(reference, 0, progress)
         for case, reference in pairs:
-            if not parity.judge(self.run_dir, case, reference)["passed"]:
-                progress.say(f"{case.label}: does not compute what {reference.label} does; see results.failures")
+            if not (
+                records.verdict_path(self.run_dir, case).exists()
+                or records.outputs_path(self.run_dir, reference).exists()
+            ):
+                progress.say(f"{case.label}: not compared, since {reference.label} failed to answer again")
+            elif not parity.judge(self.run_dir, case, reference)["passed"]:
+                progress.say(f"{case.label}: not shown to compute what {reference.label} does; see results.failures")
 
     def _child(
         self, module: str, job: dict[str, Any], log: Path, timeout: float, threads: int, offline: bool

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from sam3lab import atomic
 from sam3lab.bench.case import Case
-from sam3lab.bench.files import write_atomically, write_json
+from sam3lab.bench.files import write_json
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class SceneInputs:
     def save(self, path: Path) -> None:
         buffer = io.BytesIO()
         np.savez(buffer, **dict(zip((field.name for field in fields(self)), astuple(self), strict=True)))
-        write_atomically(path, buffer.getbuffer())
+        atomic.write(path, buffer.getbuffer())
 
     @classmethod
     def load(cls, path: Path) -> "SceneInputs":

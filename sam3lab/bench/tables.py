@@ -10,7 +10,7 @@ from rich.table import Table
 from sam3lab.bench import statistics
 
 _PROCESS = (("startup", "load"), ("startup", "cold"), ("rss_peak", "memory"), ("gpu_peak", "memory"))
-_STYLES = {"faster": "green", "slower": "yellow", "failed": "bold red", "missing": "yellow"}
+_STYLES = {"faster": "green", "slower": "yellow", "failed": "bold red", "missing": "yellow", "not judged": "yellow"}
 
 
 def medians(rows: pd.DataFrame) -> Table:

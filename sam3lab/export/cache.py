@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from sam3lab import atomic
 from sam3lab.errors import UserError
 from sam3lab.export import manifest
 from sam3lab.model.checkpoint import fingerprint
@@ -28,7 +27,7 @@ def graphs(
     from sam3lab.export import onnx
 
     check_resolution(resolution)
-    opset, target = opset or onnx.OPSET, target or onnx.PORTABLE
+    opset, target = onnx.OPSET if opset is None else opset, target or onnx.PORTABLE
     model = Path(__file__).parents[1] / "model"
     sources = [path.read_text() for path in (*sorted(model.glob("*.py")), Path(onnx.__file__))]
     parts = ["mixed.py"] * (precision in onnx.MIXED) + ["onnxruntime_cuda.py", "fused_norms.py"] * (
@@ -43,17 +42,7 @@ def graphs(
 
 def entry(target: Path, make: Callable[[Path], Any]) -> Path:
     """`target`, which `make` fills, given an empty directory beside it, unless it is there; verified each time."""
-    if not target.exists():
-        work = Path(tempfile.mkdtemp(dir=target.parent))
-        try:
-            make(work)
-            os.rename(work, target)  # whole or not at all
-        except OSError:
-            if not target.exists():  # else another process was first
-                raise
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    manifest.verify(target)
+    manifest.verify(atomic.folder(target, make), f"delete {target}, and it is made again")
     return target
 
 

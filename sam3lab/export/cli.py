@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from sam3lab.model.checkpoint import image_size, resolve
 
     checkpoint = resolve(args.model_name)
-    resolution = args.resolution or image_size(checkpoint)
+    resolution = image_size(checkpoint) if args.resolution is None else args.resolution
     source = cache.graphs(checkpoint, resolution, args.precision, args.opset, args.target)
     fresh = cache.copy(source, args.output_dir)
     facts = manifest.verify(args.output_dir)

@@ -27,15 +27,11 @@ NO_GPU = "no GPU"
 def machine() -> dict[str, str]:
     """What an engine is bound to: TensorRT's version and its library's, the GPU, its compute capability and its driver.
 
-    Raises UserError where TensorRT is not installed.
+    Raises UserError as `imported` does.
     """
     from sam3lab.bench.nvml import gpu
 
-    try:
-        import tensorrt as trt
-    except ImportError as error:
-        raise UserError(f"TensorRT cannot be imported ({error}): pip install sam3lab[gpu]") from error
-    graphics = gpu()
+    trt, graphics = imported(), gpu()
     facts = graphics.facts() if graphics else {}
     return {
         "tensorrt": trt.__version__,
@@ -44,6 +40,15 @@ def machine() -> dict[str, str]:
         "gpu_capability": facts.get("gpu_capability") or NO_GPU,
         "gpu_driver": facts.get("gpu_driver") or NO_GPU,
     }
+
+
+def imported() -> Any:
+    """The module tensorrt. Raises UserError where it is not installed, or its libraries cannot be loaded."""
+    try:
+        import tensorrt
+    except (ImportError, OSError) as error:
+        raise UserError(f"TensorRT cannot be imported ({error}): pip install sam3lab[gpu]") from error
+    return tensorrt
 
 
 def library_version() -> int | None:
@@ -58,10 +63,8 @@ def library_version() -> int | None:
 
 def builder_only() -> bool:
     """Whether the installed package can build engines but not run them: its bindings stand on TensorRT for RTX's library,
-    which numbers its versions from 1."""
-    import tensorrt as trt
-
-    version = library_version()
+    which numbers its versions from 1. Raises UserError as `imported` does."""
+    trt, version = imported(), library_version()
     return version is not None and version // 10000 != int(trt.__version__.partition(".")[0])
 
 

@@ -1,7 +1,5 @@
 """One graph to one serialised engine, with TensorRT's builder and ONNX parser."""
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sam3lab import atomic
 from sam3lab.errors import UserError
 from sam3lab.export import engine_accumulation, engine_profiles
 from sam3lab.export.engine_profiles import PROFILES, Profile
@@ -119,7 +118,7 @@ def _build(graph: Path, axes: Axes, options: Options, timing: Path | None, progr
         timings = config.get_timing_cache()
         if not known and timing.exists() and timings.queryKeys():
             progress.say(f"{timing} held no timings of this GPU and this TensorRT, and was written anew")
-        _save(timing, timings.serialize())
+        atomic.write(timing, timings.serialize())  # another build may read it meanwhile
     if engine is None:
         why = "it was cancelled" if progress.cancelled else last_error()
         raise UserError(f"TensorRT made no engine of {graph}: {why}")
@@ -154,11 +153,3 @@ def load_timings(config, path: Path) -> bool:
         return bool(timings.queryKeys())
     config.set_timing_cache(config.create_timing_cache(b""), False)
     return False
-
-
-def _save(path: Path, data) -> None:
-    """Whole or not at all, since another build may read it meanwhile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(data)
-    os.replace(file.name, path)

@@ -13,6 +13,10 @@ _PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 _TYPED = "TensorRT 11 takes every precision from the graph: give --precision {}"
 _QUANTISED = "TensorRT 11 takes every precision from the graph, and no {} graph of the model suits it: give --precision"
 _MEASURES = "building measures nothing: give it to `sam3lab measure --backend tensorrt`, which warms up and repeats"
+_OWN_OPTIONS = (
+    "The commands run engines of the default options alone; those of others run from Python, where "
+    "backends.Artifacts.graphs names their directory"
+)
 _REPLACED = {
     "--fp16": _TYPED.format("fp16"),
     "--bf16": _TYPED.format("bf16"),
@@ -30,7 +34,7 @@ _REPLACED = {
     "--shapes": "engines take ranges of shapes: give --optShapes",
     "--buildOnly": "nothing but building is done: leave it out",
     "--skipInference": "nothing but building is done: leave it out",
-    "--loadEngine": "engines are run by `sam3lab measure --backend tensorrt`, which finds those in the cache",
+    "--loadEngine": "building runs nothing: `sam3lab measure --backend tensorrt` does. " + _OWN_OPTIONS,
     "--warmUp": _MEASURES,
     "--warmUpDuration": _MEASURES,  # the article's; trtexec never had it
     "--duration": _MEASURES,
@@ -100,6 +104,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"  {directory / name}  {entry['bytes'] / 1e6:.1f} MB  sha256 {entry['sha256'][:12]}")
         if facts["gpu"] == engine.NO_GPU:
             print("  built without a GPU: they show that the graphs build, and are run nowhere")
+        elif options[resolution] != Options():
+            print(f"  {_OWN_OPTIONS}")
     return 0
 
 

@@ -63,7 +63,10 @@ def choose(profiles: list[Profile], sizes: dict[str, int]) -> int:
             return index
     asked = ", ".join(f"{size} {axis}" for axis, size in sizes.items())
     taken = "; ".join(", ".join(f"{p[axis][0]}–{p[axis][2]} {axis}" for axis in sizes) for p in profiles)
-    raise UserError(f"the engines take {taken}, not {asked}: build others with sam3lab build-engine --maxShapes")
+    raise UserError(
+        f"the engines take {taken}, not {asked}: give them less at a time, or, from Python, name engines of "
+        "`sam3lab build-engine --maxShapes` as backends.Artifacts.graphs"
+    )
 
 
 def _sizes(flag: str, text: str, resolution: int) -> dict[str, int]:

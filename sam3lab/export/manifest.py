@@ -32,15 +32,15 @@ def write(directory: Path, facts: dict) -> dict:
     return manifest
 
 
-def verify(directory: Path) -> dict:
-    """The manifest of `directory`, after every file in it was found as it was written.
+def verify(directory: Path, remedy: str = "") -> dict:
+    """The manifest of `directory`, after every file in it was found as it was written. remedy: what to do if not.
 
     Raises UserError naming the file where one is absent, of another size or content, outside the directory, a symbolic
     or hard link (its content could change under another name), or not in the manifest; or where an ONNX file in it
     keeps its tensors in a file that the manifest does not name.
     """
     path = directory / NAME
-    remedy = f"export it again into an empty directory instead of {directory}"
+    remedy = remedy or f"export it again into an empty directory instead of {directory}"
     try:
         manifest = json.loads(path.read_text())
         files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}

@@ -16,6 +16,7 @@ from sam3lab.model.checkpoint import fingerprint, load_model
 from sam3lab.model.config import CONTEXT
 
 OPSET = 23
+OPSETS = (18, 20, 21, 22, 23, 24)  # those that were measured
 MIXED = {"fp16-mixed": "float16", "bf16-mixed": "bfloat16"}  # products in these types, see export.mixed
 PRECISIONS = ("fp32", "fp16", *MIXED)
 PORTABLE, ORT_CUDA = "portable", "onnxruntime-cuda"  # what a graph is for: see export.onnxruntime_cuda
@@ -55,7 +56,8 @@ def export(
 
     Inputs are uint8 pixels, int64 ids and indices and bool masks in every precision; features and outputs are float32,
     float16 or bfloat16, boxes always float32. In the mixed precisions features are float16 or bfloat16 and outputs
-    float32. Raises UserError on a precision or target that is not one of PRECISIONS and TARGETS, and as load_model does.
+    float32. Raises UserError on a precision, target or opset that is not one of PRECISIONS, TARGETS and OPSETS, and as
+    load_model does.
     """
     import torch
 
@@ -65,6 +67,8 @@ def export(
         raise UserError(f"precision {precision!r} cannot be exported: {' or '.join(PRECISIONS)}")
     if target not in TARGETS:
         raise UserError(f"graphs cannot be made for {target!r}: {' or '.join(TARGETS)}")
+    if opset not in OPSETS:
+        raise UserError(f"opset {opset} was not tried: give one of {', '.join(map(str, OPSETS))}")
     model = load_model(checkpoint, resolution, torch.float16 if precision == "fp16" else torch.float32)
     if precision in MIXED:
         from sam3lab.export.mixed import mix

@@ -13,11 +13,11 @@ import numpy as np
 
 from sam3lab.export import engine_profiles
 from sam3lab.export.cache import graphs
-from sam3lab.export.onnx import INPUTS
+from sam3lab.export.onnx import INPUTS, OPSETS
 from sam3lab.model.checkpoint import image_size, resolve
 from sam3lab.paths import DATA
 
-OPSETS, ROUNDS = (18, 20, 21, 22, 23, 24), 40
+ROUNDS = 40
 
 
 def onnxruntime_call(path, feed):

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
+from sam3lab import atomic
 from sam3lab.errors import UserError
-from sam3lab.model.config import ARCHITECTURES, read_config
+from sam3lab.model.config import ARCHITECTURES, config_file, read_config
 from sam3lab.paths import DATA, cache_dir
 
 HUB = "facebook/sam3"
@@ -68,8 +70,13 @@ def image_size(directory: Path) -> int:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, sharded or not. Raises UserError where there are none or only pickles."""
+    """The safetensors files of a checkpoint, sharded or not, or both: then the single one, as transformers reads it.
+
+    Raises UserError where there are none or only pickles.
+    """
     directory = Path(directory)
+    if (directory / "model.safetensors").exists():
+        return [directory / "model.safetensors"]
     index = directory / "model.safetensors.index.json"
     if index.exists():
         try:
@@ -84,8 +91,6 @@ def weight_files(directory: Path) -> list[Path]:
         if absent:
             raise UserError(f"{directory} lacks the weights {', '.join(absent)}: download the checkpoint again")
         return files
-    if (directory / "model.safetensors").exists():
-        return [directory / "model.safetensors"]
     pickles = sorted(p.name for p in directory.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt"))
     if pickles:
         raise UserError(
@@ -141,15 +146,18 @@ def load_model(directory: Path, resolution: int | None = None, dtype=None, devic
 
 
 def fingerprint(directory: Path) -> str:
-    """SHA-256 (hex) over a checkpoint's config.json and weights; remembered while size and time of change stay."""
-    files = [Path(directory) / "config.json", *weight_files(directory)]
+    """SHA-256 (hex) over a checkpoint's config.json and weights; remembered while size and time of change stay.
+
+    Raises UserError where one of them is absent.
+    """
+    files = [config_file(directory), *weight_files(directory)]
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     note = cache_dir("fingerprints") / hashlib.sha256(repr(stats).encode()).hexdigest()
-    if note.exists():
-        return note.read_text()
+    if note.exists() and re.fullmatch(b"[0-9a-f]{64}", known := note.read_bytes()):
+        return known.decode()
     whole = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
             whole.update(hashlib.file_digest(file, "sha256").digest())
-    note.write_text(whole.hexdigest())
+    atomic.write(note, whole.hexdigest().encode())
     return whole.hexdigest()

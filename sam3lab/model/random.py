@@ -2,15 +2,13 @@
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sam3lab import atomic
 from sam3lab.model.config import ARCHITECTURES
 from sam3lab.paths import cache_dir
 
@@ -22,14 +20,7 @@ def cached(name: str) -> Path:
     config = ARCHITECTURES[name]
     key = hashlib.sha256(json.dumps([config, SEED, Path(__file__).read_text()]).encode()).hexdigest()[:12]
     target = cache_dir("checkpoints") / f"{name}-random-{key}"
-    if not target.exists():
-        work = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=target.parent))
-        write_random(work, config)
-        try:
-            os.rename(work, target)  # whole or not at all
-        except OSError:  # another process was first
-            shutil.rmtree(work)
-    return target
+    return atomic.folder(target, lambda work: write_random(work, config))
 
 
 def write_random(directory: Path, config: dict, seed: int = SEED) -> None:

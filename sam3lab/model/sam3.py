@@ -17,7 +17,8 @@ class Sam3(nn.Module):
 
     def __init__(self, config: Config, resolution: int | None = None):
         super().__init__()
-        self.config, self.resolution = config, check_resolution(resolution or config.image_size)
+        side = config.image_size if resolution is None else resolution
+        self.config, self.resolution = config, check_resolution(side)
         self.image_encoder = ImageEncoder(config, self.resolution)
         self.text_encoder = TextEncoder(config)
         self.detector = Detector(config, self.resolution)

@@ -63,8 +63,8 @@ def from_reference(model: Sam3, tensors: dict[str, Tensor]) -> dict[str, Tensor]
     wanted = model.state_dict()
     plan = {name: sources(name) for name in wanted}
     needed = {source for names in plan.values() for source in names}
-    _refuse("lacks", needed - tensors.keys())
-    _refuse("has unknown tensors", (name for name in tensors.keys() - needed if not unused(name)))
+    refuse("lacks", needed - tensors.keys())
+    refuse("has unknown tensors", (name for name in tensors.keys() - needed if not unused(name)))
     state = {}
     for name, names in plan.items():
         parts = [tensors.pop(source) for source in names]
@@ -87,7 +87,8 @@ def to_reference(model: Sam3) -> dict[str, Tensor]:
     return tensors
 
 
-def _refuse(what: str, names: Iterable[str]) -> None:
+def refuse(what: str, names: Iterable[str]) -> None:
+    """Raises UserError that says what is wrong with the tensors of these names, if there are any."""
     names = sorted(names)
     if names:
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

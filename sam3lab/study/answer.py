@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from sam3lab.bench.statistics import Estimate
 from sam3lab.study import deployment, numbers
+from sam3lab.study.serving_numbers import IDLE
 from sam3lab.study.style import look, looks, ordered
 from sam3lab.study.tables import NATIVE
 
 Row = tuple[str, str]  # (backend, precision)
-OF_NATIVE = "of native PyTorch's"  # how the units begin of what was recorded as a share of it
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Taken(NamedTuple):
 
 USES = (
     Use("image", "One image, one prompt", "runtimes.latency", "01_runtimes"),
-    Use("decoded", "The same, from a JPEG's bytes to masks", "runtimes.end_to_end", "01_runtimes"),
+    Use("decoded", "From a JPEG's bytes to masks", "runtimes.end_to_end", "01_runtimes"),
     Use("several", "One image, {prompts.objects} prompts", "prompts.several", "03_prompts"),
     Use("prompts", "One image, {calls.prompts.most} prompts", "calls.prompts.latency", "06_calls"),
     Use("images", "Many images, {calls.images.most} at most a call", "calls.images.rate", "06_calls", "more"),
@@ -183,8 +183,8 @@ def frame(known: dict[str, dict]):
         text, native = numbers.interval(least, unit=found[chosen[0]]["unit"]), found.get((NATIVE, chosen[0][1]))
         if native and _relative(known, found[chosen[0]]):
             text = f"{numbers.digits(least / native['value'], 2)} of native"
-        if found[chosen[0]]["unit"].startswith(OF_NATIVE):
-            text = f"{numbers.digits(least, 2)} of native"
+        if found[chosen[0]]["unit"].startswith(IDLE):
+            text = f"{numbers.digits(least, 2)}× idle"
         for row, record in found.items():
             ends = estimate(record)
             times = [ends.value / least, ends.low / least, ends.high / least]
@@ -202,7 +202,7 @@ def _relative(known: dict[str, dict], record: dict) -> bool:
 def _of(record: dict, native: dict) -> str:
     ends = estimate(record)
     parts = [each / native["value"] for each in (ends.value, ends.low, ends.high)]
-    return f"{numbers.interval(*parts)} {OF_NATIVE} {'rate' if record['unit'] == 'images/s' else 'time'}"
+    return f"{numbers.interval(*parts)} of native PyTorch's {'rate' if record['unit'] == 'images/s' else 'time'}"
 
 
 def estimate(record: dict) -> Estimate:

@@ -3,7 +3,8 @@
 import math
 from pathlib import Path
 
-from sam3lab.bench.parity import LIMITS
+from sam3lab.bench import environment as environments
+from sam3lab.bench.parity import verdicts as parity_verdicts
 from sam3lab.bench.statistics import Estimate
 from sam3lab.study import tables
 from sam3lab.study.style import look, ordered
@@ -29,6 +30,7 @@ def environment(facts: dict):
     """What the run was made on, as a table of two columns; packages that are not installed are left out."""
     import pandas as pd
 
+    facts = facts | {"git_commit": environments.commit(facts)}
     rows = [(title, _plain(facts[name])) for name, title in FACTS.items() if facts.get(name) is not None]
     packages = {name.removeprefix("version_"): value for name, value in facts.items() if name.startswith("version_")}
     rows += [(f"{name}, version", value) for name, value in packages.items() if value]
@@ -45,23 +47,12 @@ def products(rates: dict[str, dict], precisions: set[str]) -> str:
     return f"{whose}'s matrix products"
 
 
-def state(samples):
-    """Clocks, power and temperature of the GPU while the pipeline ran, as a table; empty where they were not recorded."""
+def goes(found: dict[str, list[str]]):
+    """stored.goes as a table: a row a fact, a column a go, oldest first."""
     import pandas as pd
 
-    headings = {"Clock, MHz": "clock_sm", "Power, W": "power", "Temperature, °C": "temperature"}
-    cells = {
-        heading: tables.column(tables.estimates(samples, by=tables.BY, metric=metric), tables.BY)
-        for heading, metric in headings.items()
-    }
-    return tables.build(samples, cells, tables.BY, tables.HEADINGS) if any(cells.values()) else pd.DataFrame()
-
-
-def goes(unlike: dict[str, list[str]]):
-    """stored.differences as a table: a row a fact, a column a go, oldest first."""
-    import pandas as pd
-
-    rows = [(FACTS.get(name, name.replace("_", ", ", 1)), *values) for name, values in unlike.items()]
+    titles = FACTS | {"notebooks": "Notebooks shown from it"}
+    rows = [(titles.get(name, name.replace("_", ", ", 1)), *values) for name, values in found.items()]
     count = len(rows[0]) - 1 if rows else 1
     return pd.DataFrame(rows, columns=["What", *(f"Go {number}" for number in range(1, count + 1))])
 
@@ -99,7 +90,8 @@ def rate(row: dict | None) -> Estimate:
 
 
 def parity(rows, samples):
-    """One row a case that was compared with native PyTorch: its worst agreement in each respect, and the verdict.
+    """One row a case that was compared with native PyTorch: its worst agreement in each respect, of all goes, and the
+    verdict. The checkpoint is told where there are several.
 
     rows: results.parity_rows'. samples: results.load's, for what the cases are.
     """
@@ -112,6 +104,7 @@ def parity(rows, samples):
     )
     rank = ordered(cases["backend"])
     cases = cases.sort_values("backend", key=lambda names: names.map(rank.index), kind="stable").set_index("case")
+    verdicts = parity_verdicts(rows)
     compared = {case: group for case, group in rows.groupby("case") if case != group["reference"].iloc[0]}
     table = []
     for case, about in cases.iterrows():
@@ -120,13 +113,12 @@ def parity(rows, samples):
         group = compared[case]
         outputs = group.dropna(subset="relative_error")
         found = group.dropna(subset="expected")
-        # Of precisions whose tensors do not decide, only what is detected does; on this input, nothing was.
-        unjudged = LIMITS[about["precision"]].relative is None and not found["expected"].any()
         worst = outputs.loc[outputs["relative_error"].idxmax()] if len(outputs) else None
         fewest = found.loc[[(found["matched"] - found["expected"]).idxmin()]] if len(found) else found
         table.append(
             {
                 "Runtime": look(about["backend"]).label,
+                "Checkpoint": about["checkpoint"],
                 "Precision": about["precision"],
                 "Side, pixels": int(about["resolution"]),
                 "Images": int(about["batch"]),
@@ -137,11 +129,12 @@ def parity(rows, samples):
                 "Detections matched": " ".join(
                     f"{row.matched:.0f} of {row.expected:.0f}" for row in fewest.itertuples()
                 ),
-                "Verdict": "not judged" if unjudged else "passed" if group["passed"].all() else "FAILED",
+                "Verdict": "FAILED" if verdicts[case] == "failed" else verdicts[case],
             }
         )
-    columns = ["Runtime", "Precision", "Side, pixels", "Images", "Prompt", "Relative error", "in", "Least cosine"]
-    return pd.DataFrame(table, columns=[*columns, "Detections matched", "Verdict"])
+    columns = ["Runtime", "Checkpoint", "Precision", "Side, pixels", "Images", "Prompt", "Relative error", "in"]
+    found = pd.DataFrame(table, columns=[*columns, "Least cosine", "Detections matched", "Verdict"])
+    return found if found["Checkpoint"].nunique() > 1 else found.drop(columns="Checkpoint")
 
 
 def alike(run_dir: Path):
@@ -162,10 +155,24 @@ def twins(check):
     return pd.DataFrame(rows, columns=["Case", "Stage", "One over the other", "Verdict", "No difference shown"])
 
 
-def failures(frame):
-    """What failed, hung, was skipped or computed something else, and why; each reason once a case."""
+def failures(frame, fewer=()):
+    """What failed, hung, was skipped or computed something else, and why; each reason once a case. fewer: `short`'s."""
+    import pandas as pd
+
     frame = frame[
         (frame["mode"] != "accuracy") | (frame["status"] != "skipped")
     ]  # its twin that is timed was skipped too
-    kept = frame.drop_duplicates(["case", "status"])[["label", "status", "reason"]]
-    return kept.rename(columns={"label": "Case", "status": "What happened", "reason": "Why"})
+    kept = frame.drop_duplicates(["case", "status"])
+    later = [f"in round {number + 1}: " if number else "" for number in kept["round"].astype(int)]
+    rows = [*zip(kept["label"], kept["status"], pd.Series(later, kept.index) + kept["reason"], strict=True), *fewer]
+    return pd.DataFrame(rows, columns=["Case", "What happened", "Why"])
+
+
+def short(known: dict[str, dict], samples) -> list[tuple[str, str, str]]:
+    """(label, what happened, why) of the cases with fewer rounds than were asked for.
+
+    known: the numbers of the run, among which Study.measure records them. samples: results.load's, for their labels.
+    """
+    labels = samples.drop_duplicates("case").set_index("case")["label"]
+    found = {(key.split(".")[2], each["text"]): None for key, each in known.items() if key.startswith("short.")}
+    return [(labels[case], "fewer rounds", why) for case, why in found]

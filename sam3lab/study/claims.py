@@ -8,6 +8,22 @@ from sam3lab.study import numbers
 
 REPRODUCED, CONTRADICTED, UNTESTED = "reproduced", "contradicted", "not testable here"
 BACKENDS = {"pytorch": "transformers"}  # the article's PyTorch is native PyTorch
+NAMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT", "any": ""}
+# What a claim is of, in the two or three words that a figure has room for.
+_SHORT = {
+    ("latency", "1024"): "time",
+    ("latency", "512"): "time at 512",
+    ("latency", "1536"): "time at 1536",
+    ("speedup", "1024"): "speed",
+    ("speedup", "1536"): "speed-up by size",
+    ("growth", "1536/512"): "time by size",
+    ("memory", "1024"): "memory",
+    ("memory", "int8"): "memory in int8",
+    ("throughput", "1024"): "images per s",
+    ("startup", ""): "start-up",
+    ("added_latency", "description"): "description",
+    ("added_latency", "objects"): "several objects",
+}
 
 
 @dataclass(frozen=True)
@@ -26,6 +42,16 @@ class Claim:
     @property
     def backend(self) -> str:
         return BACKENDS.get(self.runtime, self.runtime)
+
+    @property
+    def name(self) -> str:
+        """Of the runtime, as the article calls it; empty where it is none in particular."""
+        return NAMES[self.runtime]
+
+    @property
+    def short(self) -> str:
+        """Its id, and on a second line what it is of, for a row of a figure."""
+        return f"{self.id} {self.name}\n{_SHORT[self.metric, self.condition]}"
 
     @property
     def stated(self) -> dict:

@@ -23,7 +23,7 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
         "--publish",
         metavar="DIR",
         help="at the end, store the results for `sam3lab figures` in DIR: data/results/MACHINE, or where the notebooks "
-        "are run in several goes, data/results/MACHINE/PART, of which each notebook is shown from the newest that ran it",
+        "are run in several goes, data/results/MACHINE/PART, of which each notebook is shown from the newest that ran it to its end",
     )
 
 

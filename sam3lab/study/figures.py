@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from sam3lab.study import panels
 from sam3lab.study.numbers import digits
-from sam3lab.study.style import BAND, FILLS, INK, MUTED, STAGES, Look, by_runtime, look, new, ordered, styled
+from sam3lab.study.style import BAND, INK, MUTED, STAGES, Look, by_runtime, new, styled
 
 GREY = Look("", "#7f7f7f", "o")  # stands for any runtime in a legend
 PANELS = {
@@ -144,12 +144,12 @@ def memory(loaded, peak, side: int):
         each = each.iloc[0]
         value, start = each["value"], each["value_loaded"] / scale
         top.plot([start, value], [row, row], color=seen.color, zorder=1)
-        top.plot(start, row, seen.marker, mfc="white", mec=seen.color, mew=1, zorder=2)
-        panels.point(top, row, each, seen.color, seen.marker)
+        top.plot(start, row, "|", color=seen.color, ms=8, mew=1.4, zorder=1)
+        panels.point(top, row, each, seen.color, seen.marker, **seen.filling)
         panels.value(top, row, f"{digits(value)} {unit}")
     top.set_xlim(0, panels.reach(here))
     top.set_xlabel(unit)
-    panels.title(top, "a", f"After loading (open) and at its peak, {side} pixels")
+    panels.title(top, "a", f"After loading (bar) and at its peak, {side} pixels")
     panels.lines(bottom, peak)
     bottom.set(ylabel=unit, xlabel="side of the image, pixels", xticks=sorted(peak["resolution"].unique()))
     panels.title(bottom, "b", "Peak by size of the image")
@@ -157,29 +157,37 @@ def memory(loaded, peak, side: int):
 
 
 @styled
-def precision(latency, score, failed=(), absolute: bool = False):
-    """Accuracy against latency: a point a runtime and precision, with intervals both ways.
+def precision(latency, score, change, limit: float, failed=(), absolute: bool = False):
+    """Latency, accuracy, and the greatest change of a score from the reference's: a row a runtime and precision.
 
-    latency: relative to native PyTorch in fp32, or in ms where `absolute`. score: cgF1. failed: the (backend, precision)
-    that detect something else than the reference, which are faded. What lacks either value is left out.
+    latency: relative to native PyTorch in fp32, or in ms where `absolute`. score: cgF1. change: in 0..1, of which more
+    than `limit` fails. failed: the (backend, precision) that are faded. What lacks latency or score is left out.
     """
+    from matplotlib.ticker import LogLocator
+
     keys = ["backend", "precision"]
-    both = latency.merge(score, on=keys, suffixes=("", "_score")).sort_values(["value", *keys])
-    wrong = {(backend, precision) for backend, precision in failed}
-    figure, axis = new(3.2)
-    for _, each in both.iterrows():
-        faded = (each["backend"], each["precision"]) in wrong
-        seen = replace(look(each["backend"]), precision=each["precision"])
-        panels.cross(axis, each, seen, 0.4 if faded else 1.0)
-    axis.set_xlim(0, panels.reach(both))
-    axis.set(ylabel="cgF1", xlabel="latency, ms" if absolute else "latency relative to PyTorch (transformers), fp32")
-    names = ordered(both["backend"])
-    found = [name for name in FILLS if name in set(both["precision"])]
-    runtimes = [(panels.marker(axis, replace(look(name), precision="fp32")), look(name).label) for name in names]
-    fillings = [(panels.marker(axis, replace(GREY, precision=name)), name) for name in found]
-    if any(group in wrong for group in both[keys].itertuples(index=False, name=None)):
-        fillings.append((panels.marker(axis, replace(GREY, precision="fp32"), 0.4), "failed (faded)"))
-    for column in (runtimes, fillings):  # a column each
-        column += [(axis.plot([], [], " ")[0], "")] * (max(len(runtimes), len(fillings)) - len(column))
-    panels.legend(figure, *zip(*runtimes, *fillings, strict=True), 2)
+    both = latency.merge(score[keys], on=keys)
+    shown = [(seen, tuple(each.iloc[0][keys])) for seen, each in by_runtime(both)]
+    figure, axes = new(0.9 + 0.3 * len(shown), 1, 3)
+    for axis, frame in zip(axes, (both, score, change), strict=True):
+        panels.rows(axis, [seen.short if axis is axes[0] else "" for seen, _ in shown])
+        values = {tuple(each[keys]): each for _, each in frame.iterrows()}
+        for row, (seen, group) in enumerate(shown):
+            if group in values:
+                alpha = 0.4 if group in failed else 1.0
+                panels.point(axis, row, values[group], seen.color, seen.marker, alpha=alpha, **seen.filling)
+    low, high = both["value"].min() / 1.15, both["value"].max() * 1.15
+    panels.logarithmic(axes[0], low, high)
+    axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 3) if high < 20 * low else (1,)))  # the panel is narrow
+    axes[0].set_xlabel("latency, ms" if absolute else "relative\nlatency")
+    for value in score.loc[(score["backend"] == "transformers") & (score["precision"] == "fp32"), "value"]:
+        panels.reference(axes[1], value)
+    axes[1].set_xlabel("cgF1")
+    axes[2].set(xscale="log", xlim=(1e-7, 4), xlabel="change of\na score")  # from float32's rounding to the whole score
+    axes[2].set_xticks([1e-6, limit], ["10⁻⁶", f"{limit:g}"])
+    axes[2].minorticks_off()
+    panels.reference(axes[2], limit, panels.DASHED)
+    if any(group in failed for _, group in shown):
+        grey = panels.marker(axes[0], replace(GREY, precision="fp32"), 0.4)
+        panels.legend(figure, [grey], ["failed in tensors or detections"], 1)
     return figure

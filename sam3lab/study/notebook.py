@@ -129,7 +129,8 @@ class Study(Page):
         """The samples of `cases` as a tidy frame (see sam3lab.bench.results.load), measured now or read from storage.
 
         What the run already holds is not measured again. how: other arguments of runner.measure than the parameters.
-        UserError where stored results hold none of the cases.
+        UserError where stored results hold none of the cases. A case with fewer rounds than the parameters ask for is told,
+        and recorded as `short.<notebook>.<case>`.
         """
         if self.measuring:
             self._run(cases, how)
@@ -138,6 +139,12 @@ class Study(Page):
             raise UserError(
                 f"{self.source} holds no samples of {self.notebook}'s cases: see its failures and parameters"
             )
+        asked, there = how.get("rounds", self.parameters["rounds"]), kept.groupby("case")["round"].nunique()
+        for case in dict.fromkeys(cases):
+            if not case.once and (count := int(there.get(case.id, asked))) < asked:
+                key = f"short.{self.notebook}.{case.id}"
+                self.record(key, f"only {count} of {asked} rounds {'was' if count == 1 else 'were'} measured")
+                self.say(f"*Of `{case.label}` {{{key}}}.*")
         return kept
 
     def _run(self, cases, how: dict) -> None:
@@ -213,16 +220,18 @@ class Study(Page):
     def absent(self, cases) -> dict[tuple[str, str], str]:
         """{(backend, precision): "not run here: …" or "failed: …"} of those of `cases` that gave no samples.
 
-        Recorded for prose too, as `absent.<notebook>.<backend>.<precision>`.
+        Recorded for prose too, as `absent.<notebook>.<backend>.<precision>`, where none of the cases gave any.
         """
         from sam3lab.bench import results
 
-        rows = results.failures(self.source)
-        rows = rows[rows["case"].isin([case.id for case in cases]) & (rows["status"] != "parity")]
+        samples, rows = tables.of(self.samples(), cases), results.failures(self.source)
+        silent = {case.id for case in cases} - set(samples["case"])
+        rows = rows[rows["case"].isin(silent) & (rows["status"] != "parity")]
         how = {"skipped": "not run here"}
         why = {
             (row.backend, row.precision): f"{how.get(row.status, 'failed')}: {row.reason}" for row in rows.itertuples()
         }
-        for group, reason in why.items():
-            self.record(f"absent.{self.notebook}.{'.'.join(group)}", reason)
+        measured = set(samples[tables.BY].itertuples(index=False, name=None))
+        for group in set(why) - measured:
+            self.record(f"absent.{self.notebook}.{'.'.join(group)}", why[group])
         return why

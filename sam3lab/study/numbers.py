@@ -10,8 +10,8 @@ import math
 import re
 from pathlib import Path
 
+from sam3lab import atomic
 from sam3lab.bench.case import PRECISIONS
-from sam3lab.bench.files import write_atomically
 from sam3lab.errors import UserError
 
 KEY = re.compile(r"\{([A-Za-z0-9_.:\-*]+)(?:\|(value|text))?\}")
@@ -116,7 +116,7 @@ def merge(path: Path, notebook: str, records: dict[str, dict]) -> None:
         if key in kept:
             raise UserError(f"{notebook} records {key!r}, which is a number of {kept[key]['notebook']}: rename one.")
     whole = dict(sorted((kept | {key: record | {"notebook": notebook} for key, record in records.items()}).items()))
-    write_atomically(Path(path), json.dumps(whole, indent=1, ensure_ascii=False).encode() + b"\n")
+    atomic.write(Path(path), json.dumps(whole, indent=1, ensure_ascii=False).encode() + b"\n")
 
 
 def keys(template: str) -> set[str]:

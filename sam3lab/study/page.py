@@ -4,7 +4,7 @@ import base64
 import html
 from pathlib import Path
 
-from sam3lab.bench.files import write_atomically
+from sam3lab import atomic
 from sam3lab.study import claims, markup, numbers, style, tables
 
 
@@ -70,7 +70,7 @@ class Page:
         """Show a table (its cells may be estimates) and save it as tables/`name`.csv."""
         from IPython.display import display
 
-        write_atomically(self.run_dir / "tables" / f"{name}.csv", markup.to_csv(frame).encode())
+        atomic.write(self.run_dir / "tables" / f"{name}.csv", markup.to_csv(frame).encode())
         caption = numbers.fill(caption, self.numbers)
         display(_Shown(markup.to_html(frame, caption), markup.to_markdown(frame, caption)))
 

@@ -26,9 +26,11 @@ def rows(axis, labels) -> None:
 
 
 def reach(frame, least: float = 0.0) -> float:
-    """Where an axis from 0 ends: past the intervals and `least`, but what is wider than its values are is cut there."""
+    """Where an axis from 0 ends: past the intervals and `least`, but what is wider than its values are is cut there, and
+    marked by `styled`. What has no interval counts with its value.
+    """
     most = frame["value"].max()
-    return max(most, min(frame["high"].max(), 1.75 * most), least) * 1.07
+    return max(most, min(frame["high"].fillna(frame["value"]).max(), 1.75 * most), least) * 1.07
 
 
 def reference(axis, at: float, style="-") -> None:
@@ -36,28 +38,17 @@ def reference(axis, at: float, style="-") -> None:
 
 
 def point(axis, row: float, each, color, marker: str, size: float = 4.5, **filling) -> None:
-    """A value with its horizontal interval; `filling` is a Look's."""
+    """A value with its horizontal interval, if it has one (else low and high are NaN); `filling` is a Look's."""
     below, above = (max(0.0, gap) for gap in (each["value"] - each["low"], each["high"] - each["value"]))
     axis.errorbar(
         each["value"], row, xerr=[[below], [above]], fmt=marker, color=color, ms=size, elinewidth=0.9, **filling
     )
 
 
-def cross(axis, each, seen, alpha: float = 1.0) -> None:
-    """A point with its intervals both ways, from value, low, high and value_score, low_score, high_score."""
-    x, y = each["value"], each["value_score"]
-    gaps = [
-        [[max(0.0, gap)] for gap in (v - each[f"low{end}"], each[f"high{end}"] - v)]
-        for v, end in ((x, ""), (y, "_score"))
-    ]
-    axis.errorbar(x, y, gaps[1], gaps[0], fmt="none", ecolor=seen.color, elinewidth=0.7, alpha=0.6 * alpha, zorder=1)
-    marker(axis, seen, alpha, x, y)
-
-
-def marker(axis, seen, alpha: float = 1.0, x=(), y=()):
-    """A look's marker, filled for its precision; of no point, for a legend."""
-    style = {"color": seen.color, "ms": 6, "ls": "none", "alpha": alpha, "zorder": 2}
-    return axis.plot(x, y, marker=seen.marker, **style, **seen.filling)[0]
+def marker(axis, seen, alpha: float = 1.0):
+    """A look's marker, filled for its precision, of no point: for a legend."""
+    style = {"color": seen.color, "ms": 6, "ls": "none", "alpha": alpha}
+    return axis.plot([], [], marker=seen.marker, **style, **seen.filling)[0]
 
 
 def value(axis, row: int, text: str) -> None:

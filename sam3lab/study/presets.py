@@ -50,8 +50,8 @@ OWN = {
         "06_calls": {"backends": _FEW["cuda"], "counts": [1, 2, 4, 8, 16], "batches": [1, 4, 8]},
         "07_deployment": {"backends": _ALL["cuda"]},
         "08_serving": _SERVED
-        | {"backends": [NATIVE, "pytorch-compiled", "onnxruntime"], "rounds": 1}
-        | {"loads": [0.25, 0.5, 1.0, 1.5], "seconds": 6.0, "deadline": 0.25},
+        | {"backends": [NATIVE, "pytorch-compiled", "onnxruntime"], "rounds": 3}
+        | {"loads": [0.25, 0.5, 1.0, 1.5], "seconds": 16.0, "deadline": 0.25},
     },
 }
 # The parameters that a device has a default for; of the others an empty value is a value.

@@ -1,16 +1,21 @@
 """What each of the article's claims is held against: a figure, and what was measured of it, in one reading or several.
 
 The article's machine (an A100) is not the reader's, so that an absolute figure can hardly be tested; the ratios between
-the article's own rows can. Where the article leaves open what was measured (the precision of PyTorch, how several objects
-were passed), a claim has several readings.
+the article's own rows can. Where the article leaves open what was measured (the precision of either side, the checkpoint
+under PyTorch, how several objects were passed), a claim has several readings, and claims of one kind have the same ones.
 """
 
+import math
 from dataclasses import dataclass
 
 from sam3lab.bench.statistics import Estimate
 from sam3lab.study import claims, numbers, presets
 from sam3lab.study.claims import Claim
 from sam3lab.study.tables import NATIVE
+
+# How what was measured is held against a figure: it is to be the figure; to be the figure, of what is little added to
+# much; to be at most the figure; or to be more than it.
+EQUAL, ADDED, MOST, MORE = "", "added", "at most", "over"
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,21 @@ class Reading:
         return f"{self.words}: {found}"
 
 
+@dataclass(frozen=True)
+class Question:
+    """What a claim says, mostly as a ratio: the figure, how it is meant (EQUAL, …), and what was measured of that."""
+
+    target: float
+    readings: tuple[Reading, ...]
+    unit: str = "×"
+    how: str = EQUAL
+
+    @property
+    def text(self) -> str:
+        bound = f"{self.how} " if self.how in (MOST, MORE) else ""
+        return bound + numbers.interval(self.target, unit=self.unit)
+
+
 class Known:
     """What the run recorded (see sam3lab.study.numbers), by the keys that the study's rows have."""
 
@@ -49,22 +69,27 @@ class Known:
     def precision(self, backend: str) -> str:
         return presets.precision(backend, self.setting.precision)
 
-    @property
-    def precisions(self) -> list[str]:
-        """Those that native PyTorch may have had in the article: that of the other rows, and fp32."""
-        return list(dict.fromkeys([self.setting.precision, "fp32"]))
+    def precisions(self, backend: str = NATIVE) -> list[str]:
+        """Those that a runtime may have had in the article: that of its row, and fp32."""
+        return list(dict.fromkeys([self.precision(backend), "fp32"]))
 
-    def own(self, key: str, backend: str, end: str = "") -> Estimate | None:
-        """The number of a runtime's row: `<key>.<backend>.<precision><end>`."""
-        return self.get(f"{key}.{backend}.{self.precision(backend)}{end}")
+    def pairs(self, backend: str) -> list[tuple[str, str]]:
+        """Those that a runtime and native PyTorch may have had there: both the row's, the row's against fp32, both fp32."""
+        own = self.precision(backend)
+        return list(dict.fromkeys([(own, own), (own, "fp32"), ("fp32", "fp32")]))
 
-    def get(self, key: str, factor: float = 1.0) -> Estimate | None:
-        """The number under a key, times a factor, as an estimate; None where it was not recorded."""
-        record = self.records.get(key)
-        if record is None:
-            return None
-        low, high = (record["value"] if record[end] is None else record[end] for end in ("low", "high"))
-        return Estimate(*(factor * value for value in (record["value"], low, high)))
+    def get(self, *keys: str, factor: float = 1.0) -> Estimate | None:
+        """The number under the first of these keys that was recorded, times a factor, as an estimate; None without one."""
+        for key in keys:
+            if record := self.records.get(key):
+                ends = (math.nan if record[end] is None else record[end] for end in ("low", "high"))
+                return Estimate(*(factor * value for value in (record["value"], *ends)))
+        return None
+
+    def peak(self, backend: str, precision: str) -> Estimate | None:
+        """A runtime's peak memory in GB; that of what is no row is known from the notebook on precision."""
+        row = f"{backend}.{precision}"
+        return self.get(f"memory.peak.{row}", f"precision.peak.{row}", factor=1e-3)
 
     def text(self, key: str) -> str:
         return self.records[key]["text"] if key in self.records else ""
@@ -81,83 +106,112 @@ def quotient(one: Estimate | None, other: Estimate | None) -> Estimate | None:
     return Estimate(one.value / other.value, one.low / other.high, one.high / other.low)
 
 
-def readings(claim: Claim, known: Known) -> tuple[float, str, tuple[Reading, ...]]:
-    """(figure, unit, readings): what the claim says of the runtime, mostly as a ratio, and what was measured of that.
+def question(claim: Claim, known: Known) -> Question:
+    """What the claim says of the runtime, and what was measured of that; no readings where nothing was.
 
-    Not for claims of deployment, and not for those that are no comparison (L1, T1, S1, P1, C1, C2).
+    Not for claims of deployment, and not for those that are no comparison (L1, M1, T1, S1, P1, P4, C1, C2).
     """
     article = {each.id: each.value for each in claims.load()}
-    target, unit, found = _KINDS[claim.metric](claim, known, article)
-    return target, unit, tuple(Reading(words, each, unit) for words, each in found if each is not None)
+    return _KINDS[claim.metric](claim, known, article)
 
 
-def _latency(claim: Claim, known: Known, article: dict[str, float]):
-    if claim.condition == "1024":  # L2, L3: as the article did it, with a larger checkpoint under PyTorch alone
-        key = f"claims.article.{claim.backend}"
-        found = [(f"PyTorch with sam3-huge in {each}", known.get(f"{key}.{each}")) for each in known.precisions]
-        return article["L1"] / claim.value, "×", found
-    own = article[{NATIVE: "L1", "onnxruntime": "L2", "tensorrt": "L3"}[claim.backend]]
-    kinds = known.precisions if claim.backend == NATIVE else [known.precision(claim.backend)]
-    key, side = f"resolution.relative.{claim.backend}", known.side(claim.condition)
-    words = f"of {known.setting.native} pixels"
-    return claim.value / own, "×", [(f"{words}, {each}", known.get(f"{key}.{each}.{side}")) for each in kinds]
+def _asked(target: float, found: list[tuple[str, Estimate | None]], unit: str = "×", how: str = EQUAL) -> Question:
+    """A question with a reading for each (words, estimate) that was measured."""
+    return Question(target, tuple(Reading(words, each, unit) for words, each in found if each is not None), unit, how)
 
 
-def _speedup(claim: Claim, known: Known, article: dict[str, float]):
+def _latency(claim: Claim, known: Known, article: dict[str, float]) -> Question:
     if claim.condition == "1024":
-        return claim.value, "×", _speeds(claim.backend, known)
-    precision, end = known.precision(claim.backend), f".{known.side(claim.condition)}"
-    found = [(f"both in {precision}", known.own("resolution.speedup", claim.backend, end))]
-    return claim.value, "×", [*found, (f"{precision} against fp32", known.own("resolution.gain", claim.backend, end))]
+        return _asked(article["L1"] / claim.value, _speeds(claim.backend, known))
+    own = article[{NATIVE: "L1", "onnxruntime": "L2", "tensorrt": "L3"}[claim.backend]]
+    key, side, native = f"resolution.relative.{claim.backend}", known.side(claim.condition), known.setting.native
+    kinds = known.precisions(claim.backend)
+    found = [(f"{side} pixels against {native}, in {each}", known.get(f"{key}.{each}.{side}")) for each in kinds]
+    return _asked(claim.value / own, found)
+
+
+def _speedup(claim: Claim, known: Known, article: dict[str, float]) -> Question:
+    if claim.condition == "1024":
+        return _asked(claim.value, _speeds(claim.backend, known))
+    first, last = known.side("512"), known.side(claim.condition)  # R8 says that the speed-up grows, and not to what
+    found = []
+    for own, native in known.pairs(claim.backend):
+        key = f"resolution.{'speedup' if own == native else 'gain'}.{claim.backend}.{own}"
+        grown = quotient(known.get(f"{key}.{last}"), known.get(f"{key}.{first}"))
+        found.append((f"that at {last} pixels over that at {first}, {_words(own, native)}", grown))
+    return _asked(1.0, found, how=MORE)
 
 
 def _speeds(backend: str, known: Known) -> list[tuple[str, Estimate | None]]:
-    precision = known.precision(backend)
-    found = [(f"both in {precision}", known.own("runtimes.speedup", backend))]
-    if precision != "fp32":
-        found.append((f"{precision} against fp32", known.own("runtimes.gain", backend)))
-        found.append(("both in fp32", known.get(f"precision.gain.{backend}.fp32")))
-    return found
+    """How many times as fast as native PyTorch a runtime is, in every precision and under either checkpoint there."""
+    found, huge = [], []
+    for own, native in known.pairs(backend):
+        keys = [f"runtimes.{'speedup' if own == native else 'gain'}.{backend}.{own}"]
+        if native == "fp32":  # which the notebook on precision compares all with
+            keys.append(f"precision.gain.{backend}.{own}")
+        speed = known.get(*keys)
+        larger = known.get(f"claims.huge.ratio.{native}")
+        slower = None if speed is None or larger is None else _product(speed, larger)
+        if own == known.precision(backend):  # measured as one ratio
+            slower = known.get(f"claims.article.{backend}.{native}")
+        found.append((_words(own, native), speed))
+        huge.append((_words(own, native, huge=True), slower))
+    return found + huge
 
 
-def _throughput(claim: Claim, known: Known, article: dict[str, float]):
-    several = quotient(*(known.own("calls.images.rate", each) for each in (claim.backend, NATIVE)))
-    found = [*_speeds(claim.backend, known), ("several images a call", several)]
-    return claim.value / article["T1"], "×", found
+def _throughput(claim: Claim, known: Known, article: dict[str, float]) -> Question:
+    rates = [known.get(f"calls.images.rate.{each}.{known.precision(each)}") for each in (claim.backend, NATIVE)]
+    own, native = (known.precision(each) for each in (claim.backend, NATIVE))
+    several = (f"several images a call, {_words(own, native)}", quotient(*rates))
+    return _asked(claim.value / article["T1"], [*_speeds(claim.backend, known), several])
 
 
-def _memory(claim: Claim, known: Known, article: dict[str, float]):
-    huge = {each: known.get(f"claims.huge.memory.{each}", 1e-3) for each in known.precisions}
-    if claim.backend == NATIVE:  # M1: memory is no matter of the card's speed
-        return claim.value, "GB", [(f"sam3-huge in {each}", found) for each, found in huge.items()]
+def _memory(claim: Claim, known: Known, article: dict[str, float]) -> Question:
     if claim.condition == "int8":  # Q1
-        return claim.value, "GB", [("its peak", known.get(f"memory.peak.{claim.backend}.int8", 1e-3))]
-    own = known.get(f"memory.peak.{claim.backend}.{known.precision(claim.backend)}", 1e-3)
-    same = {each: known.get(f"memory.peak.{NATIVE}.{each}", 1e-3) for each in known.precisions}
-    found = [(f"of PyTorch's in {each}", quotient(own, other)) for each, other in same.items()]
-    found += [(f"of PyTorch's with sam3-huge in {each}", quotient(own, other)) for each, other in huge.items()]
-    return claim.value / article["M1"], "×", found
+        return _asked(claim.value, [("its peak", known.peak(claim.backend, "int8"))], "GB", MOST)
+    found, huge = [], []
+    for own, native in known.pairs(claim.backend):
+        peak, larger = known.peak(claim.backend, own), known.get(f"claims.huge.memory.{native}", factor=1e-3)
+        found.append((_words(own, native), quotient(peak, known.peak(NATIVE, native))))
+        huge.append((_words(own, native, huge=True), quotient(peak, larger)))
+    return _asked(claim.value / article["M1"], found + huge)
 
 
-def _startup(claim: Claim, known: Known, article: dict[str, float]):
-    kinds = {"warm": "runtimes.startup", "cold": "deployment.cold"}
-    found = [(words, quotient(known.own(key, claim.backend), known.own(key, NATIVE))) for words, key in kinds.items()]
-    return claim.value / article["S1"], "×", found
+def _startup(claim: Claim, known: Known, article: dict[str, float]) -> Question:
+    found = []
+    for words, key in {"warm": "runtimes.startup", "cold": "deployment.cold"}.items():
+        for own, native in known.pairs(claim.backend):
+            ratio = quotient(known.get(f"{key}.{claim.backend}.{own}"), known.get(f"{key}.{NATIVE}.{native}"))
+            found.append((f"{words}, {_words(own, native)}", ratio))
+    return _asked(claim.value / article["S1"], found)
 
 
-def _growth(claim: Claim, known: Known, article: dict[str, float]):
+def _growth(claim: Claim, known: Known, article: dict[str, float]) -> Question:
     key = f"resolution.growth.{claim.backend}"
-    return claim.value, "×", [(f"in {each}", known.get(f"{key}.{each}")) for each in known.precisions]
+    found = [(f"in {each}", known.get(f"{key}.{each}")) for each in known.precisions(claim.backend)]
+    return _asked(claim.value, found)
 
 
-def _added_latency(claim: Claim, known: Known, article: dict[str, float]):
+def _added_latency(claim: Claim, known: Known, article: dict[str, float]) -> Question:
     word, whole = {NATIVE: ("P1", "L1"), "tensorrt": ("P4", "L3")}[claim.backend]
-    base = article[whole] + (article[word] if claim.id != word else 0)  # a word is added to the article's latency
-    kinds = {"word": {}, "description": {"over one word": "description"}}.get(
-        claim.condition, {"as one phrase": "phrase", "as a prompt each": "several"}
-    )
-    found = [(words, known.own("prompts.ratio", claim.backend, f".{kind}")) for words, kind in kinds.items()]
-    return (article[whole] + claim.value) / base, "×", found
+    base = article[whole] + article[word]  # a word is added to the article's latency
+    kinds = {"description": "over one word"}
+    if claim.condition == "objects":
+        kinds = {"phrase": "as one phrase", "several": "as a prompt each"}
+    own = known.precision(claim.backend)
+    key = f"prompts.ratio.{claim.backend}.{own}"
+    found = [(f"{words}, in {own}", known.get(f"{key}.{kind}")) for kind, words in kinds.items()]
+    return _asked((article[whole] + claim.value) / base, found, how=ADDED)
+
+
+def _words(own: str, native: str, huge: bool = False) -> str:
+    both = f"both in {own}" if own == native else f"{own} against PyTorch's {native}"
+    return f"{both}, sam3-huge under PyTorch" if huge else both
+
+
+def _product(one: Estimate, other: Estimate) -> Estimate:
+    """one · other with an interval no narrower than its own."""
+    return Estimate(one.value * other.value, one.low * other.low, one.high * other.high)
 
 
 _KINDS = {

@@ -16,7 +16,7 @@ def figures(results: str | None, out: str) -> int:
     results: a directory that `study --publish` wrote, one that holds several such parts of one machine, or a run's; its
     figures go to `out`. None for all of data/results/: the machine that is shown first (see stored.machines) goes to
     `out`, every other into a folder of its name there; and where `out` is the project's figures/, the numbers in
-    README.md are written anew.
+    README.md are written anew. Figures that an earlier call made there, and this one does not, are deleted.
     """
     target = Path(out).absolute()
     if results:
@@ -26,6 +26,8 @@ def figures(results: str | None, out: str) -> int:
     if not places:
         raise UserError("no results are stored in data/results/: give --results DIR, or run `sam3lab study` first")
     failed = [notebook for source, place in places.items() for notebook in _render(source, place)]
+    if not (failed or results):
+        published.remove_others(target, [place.name for place in places.values() if place != target])
     page = paths.ROOT / "README.md"
     if not (failed or results) and target == paths.FIGURES and page.exists():
         page.write_text(readme.refresh(page.read_text(encoding="utf-8"), stored.published(target)), encoding="utf-8")
@@ -50,10 +52,13 @@ def _render(source: Path, target: Path) -> list[str]:
             given = stored.facts(part)[f"parameters.{notebook}"] if part else _latest(facts)
             where = part if part and "rounds" in known else source
             tasks[notebook] = {name: given[name] for name in known if name in given} | how | {"results": str(where)}
+        before = published.shown(target)
         failed = run.execute(tasks, Path(scratch))
         if failed:
             print(f"not rendered: {', '.join(failed)}", *run.problems(Path(scratch), failed), sep="\n", file=sys.stderr)
         published.write(Path(scratch), target, source)
+        if not failed:
+            published.remove(target, before - published.shown(target))
         write_json(target / "numbers.json", numbers.load(Path(scratch) / "numbers.json"))
     return failed
 

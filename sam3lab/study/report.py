@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sam3lab.bench.files import write_atomically
+from sam3lab import atomic
 
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 FINDINGS = "findings"
@@ -47,7 +47,7 @@ def write(run_dir: Path) -> Path:
     template = environment.get_template("report.html.j2")
     path = Path(run_dir) / "report.html"
     page = template.render(sections=sections, troubles=troubles, run=Path(run_dir).name)
-    write_atomically(path, page.encode())
+    atomic.write(path, page.encode())
     return path
 
 

@@ -3,11 +3,11 @@
 import ast
 import hashlib
 import json
-import shutil
+import tempfile
 import time
 from pathlib import Path
 
-from sam3lab import paths
+from sam3lab import atomic, paths
 from sam3lab.bench.files import write_json
 from sam3lab.errors import UserError
 from sam3lab.study import serving_store, stored
@@ -46,8 +46,9 @@ def options(pairs, **named) -> dict:
 def study(name: str, notebooks=None, parameters: dict | None = None, publish: str | None = None) -> int:
     """Run `notebooks` (all of them if None) into runs/`name` and write report.html; 0 if every cell of each ran.
 
-    A notebook that was run completely with the same parameters and source is not run again, unless one before it was:
-    later notebooks read what earlier ones wrote. The last line printed is the path of the report.
+    A notebook that was run completely with the same parameters and source is not run again, unless one before it was
+    (later notebooks read what earlier ones wrote), or the run holds something that failed, or was skipped and could be
+    run now: that is tried again, and what is measured is kept. The last line printed is the path of the report.
     """
     chosen, parameters = _choose(notebooks), parameters or {}
     if publish:
@@ -62,28 +63,70 @@ def study(name: str, notebooks=None, parameters: dict | None = None, publish: st
     }
     from sam3lab.study import report
 
-    failed = execute(tasks, run_dir)
+    failed = execute(tasks, run_dir, afresh=_try_again(run_dir))
     page = report.write(run_dir)
-    if publish:
-        publish_results(run_dir, Path(publish))
     if failed:
         print(f"not completed: {', '.join(failed)}; the report says why")
+    if publish:
+        publish_results(run_dir, Path(publish))
     print(page)
     return 1 if failed else 0
+
+
+def _try_again(run_dir: Path) -> bool:
+    """Whether the run holds something to try again, which is told; the measuring code then does so."""
+    from sam3lab.bench import runner
+
+    records = (run_dir / serving_store.FOLDER).glob("*.json")
+    served = [path.stem.rsplit("-", 1)[0] for path in sorted(records) if not serving_store.is_done(run_dir, path.stem)]
+    try:
+        measured = runner.release(run_dir)
+    except UserError as error:
+        print(f"what failed or was skipped is not tried again: {error}")
+        measured = []
+    if again := [*dict.fromkeys(measured), *served]:
+        print(f"tried again, since it failed or was skipped: {', '.join(again)}")
+    return bool(again)
 
 
 def publish_results(run_dir: Path, directory: Path) -> None:
     """Store a run's results compactly in `directory`, with what `sam3lab figures` needs to render them anywhere.
 
     data/results/<machine> for a whole study; data/results/<machine>/<part> for some of its notebooks, where others are
-    run at another time (see stored.check_part).
+    run at another time (see stored.check_part). The parameters of a notebook that was not run to its end are left out,
+    so that it is shown from another part or not at all. UserError where `directory` holds one that was. What is there
+    goes before anything new comes, facts.json last: what a kill leaves is not read as if it were whole.
     """
     from sam3lab.bench import results
 
-    results.consolidate(run_dir, directory)
-    serving_store.consolidate(run_dir, directory)
-    shutil.copy(run_dir / "facts.json", directory / "facts.json")
+    facts = stored.facts(run_dir)
+    begun = {key: key.removeprefix("parameters.") for key in facts if key.startswith("parameters.")}
+    unfinished = {key: notebook for key, notebook in begun.items() if not _places(run_dir, notebook)[1].exists()}
+    try:
+        before = stored.facts(directory)
+    except UserError:  # damaged, which this mends
+        before = {}
+    kept = {key: value for key, value in facts.items() if key not in unfinished}
+    if hidden := [
+        key.removeprefix("parameters.") for key in before if key.startswith("parameters.") and key not in kept
+    ]:
+        raise UserError(
+            f"nothing is stored: {directory} holds results of {', '.join(hidden)}, which this run did not complete; "
+            "run it again, or publish into another folder"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        made = Path(scratch) / "made"
+        results.consolidate(run_dir, made)
+        serving_store.consolidate(run_dir, made)
+        data = {path.name: path.read_bytes() for path in made.iterdir()}
+    for name in ("facts.json", serving_store.PUBLISHED, *data):
+        (directory / name).unlink(missing_ok=True)
+    for name, content in data.items():
+        atomic.write(directory / name, content)
+    write_json(directory / "facts.json", kept)
     print(f"results stored in {directory}")
+    if unfinished:
+        print(f"stored without these notebooks, which were not run to their end: {', '.join(unfinished.values())}")
 
 
 def _choose(notebooks) -> list[str]:
@@ -99,11 +142,14 @@ def _choose(notebooks) -> list[str]:
     return [notebook for notebook in names() if notebook in asked]
 
 
-def execute(tasks: dict[str, dict], run_dir: Path) -> list[str]:
-    """Run each notebook with its parameters into `run_dir`/notebooks; the names of those not completed."""
+def execute(tasks: dict[str, dict], run_dir: Path, afresh: bool = False) -> list[str]:
+    """Run each notebook with its parameters into `run_dir`/notebooks; the names of those not completed.
+
+    What is complete is not run again, unless `afresh`, or one before it was run.
+    """
     from sam3lab.study.screen import Screen
 
-    failed, changed = [], False
+    failed, changed = [], afresh
     with Screen(len(tasks)) as screen:
         for number, (notebook, given) in enumerate(tasks.items(), 1):
             if not changed and is_done(run_dir, notebook, given):

@@ -14,8 +14,8 @@ class Served:
     """What was measured of the served runtimes whose outputs are right.
 
     records: serving_store.load's, of those. idle: {(backend, precision): median ms of a request to the idle service}.
-    absolute: whether times are shown as they are, or as ratios, as on a processor that others share. native: median ms of
-    native PyTorch's pipeline, where they are ratios. failed: {(backend, experiment): why}.
+    absolute: whether times are shown as they are, or as multiples of idle requests, as on a processor that others share.
+    failed: {(backend, experiment): why}.
     """
 
     study: object
@@ -23,7 +23,6 @@ class Served:
     records: object
     idle: dict[tuple[str, str], float]
     absolute: bool
-    native: float
     failed: dict[tuple[str, str], str]
 
 
@@ -33,10 +32,9 @@ def measured(study) -> Served:
     Their bare pipelines are measured too, which shows that what is served computes what it should. Prose may then name
     the rows whose outputs are right. UserError where stored results hold none of the experiments.
     """
-    device = study.parameters["device"]
     wanted = [row for row in study.rows(reference=False) if row[0] != NATIVE]
     cases = [study.case(*row) for row in wanted]
-    samples = study.measure([*cases, study.case(NATIVE)] if device == "cpu" else cases, rounds=1)
+    samples = study.measure(cases, rounds=1)
     study.absent(cases)
     there = set(samples[BY].itertuples(index=False, name=None))
     made = [plan(study.parameters, study.native, study.scored, row) for row in wanted if row in there]
@@ -53,10 +51,8 @@ def measured(study) -> Served:
     kept = rows[[group in study.named for group in zip(rows["backend"], rows["precision"], strict=True)]]
     kept = kept[kept["error"] == ""]
     idle = tables.column(numbers.medians(kept, "preloaded"), BY)
-    bare = tables.column(tables.estimates(samples, by=BY), BY)
-    native = bare[NATIVE, study.parameters["precision"]].value if device == "cpu" else 1.0
     known = {group: each.value for group, each in idle.items()}
-    return Served(study, samples, kept, known, device != "cpu", native, why)
+    return Served(study, samples, kept, known, study.parameters["device"] != "cpu", why)
 
 
 def plan(given: dict, side: int, scored: str, row: tuple[str, str]) -> serving_run.Plan:

@@ -17,10 +17,11 @@ from sam3lab.bench import cold
 from sam3lab.bench.process import child_environment
 from sam3lab.cores import available_cores
 from sam3lab.errors import UserError
+from sam3lab.model import checkpoint
 from sam3lab.study import serving_questions as questions
 from sam3lab.study import serving_store as store
 from sam3lab.study.serving_plan import Plan
-from sam3lab.study.serving_process import Generator, Server, serving
+from sam3lab.study.serving_process import START, Generator, Server, serving
 
 USERS = 8  # of the closed loop that finds the capacity: more than a batch has images
 # Of the fault: offered load, as a share of the capacity; seconds before it; seconds after the first engine answers again;
@@ -39,18 +40,20 @@ def fallback(plan: Plan) -> str:
 
 def cold_start(plan: Plan, run_dir: Path, log: Path) -> list[dict]:
     """From the start of the process to its first right answer, with nothing made beforehand."""
-    from sam3lab.model import checkpoint
-
-    files = checkpoint.weight_files(checkpoint.resolve(plan.checkpoint))
+    # Its directory, since by its name random weights would be made again, in the empty cache
+    directory = checkpoint.resolve(plan.checkpoint)
     run_dir.mkdir(parents=True, exist_ok=True)
     with cold.empty_caches(run_dir):
-        cold.forget_pages(files)
-        with serving(log, *plan.options()) as server:
+        cold.forget_pages(checkpoint.weight_files(directory))
+        with serving(log, *plan.options("--checkpoint", str(directory))) as server:
             return [_started(plan, server) | {"condition": "cold", "place": 0}]
 
 
 def processes(plan: Plan) -> list[dict]:
-    """A process that answers one request and ends, `sam3lab segment`, with what it compiled and exported kept."""
+    """A process that answers one request and ends, `sam3lab segment`, with what it compiled and exported kept.
+
+    With random weights every query is an object to it, so that it is to draw none: a little less than the service does.
+    """
     question, found = _pool(plan)[0], []
     with tempfile.TemporaryDirectory() as folder:
         image, target = Path(folder) / "image.webp", Path(folder) / "answer.png"
@@ -58,10 +61,11 @@ def processes(plan: Plan) -> list[dict]:
         command = [sys.executable, "-m", "sam3lab", "segment", str(image), *question.prompts, "-o", str(target)]
         command += ["--checkpoint", plan.checkpoint, "--backend", plan.backend]
         command += ["--precision", plan.precision, "--device", plan.device]
+        command += ["--threshold", "1"] if checkpoint.is_random(plan.checkpoint) else []
         environment = child_environment(available_cores(), offline=True)
         for place in range(plan.rounds):
             begun = time.monotonic()
-            done = subprocess.run(command, capture_output=True, env=environment, text=True)
+            done = subprocess.run(command, capture_output=True, env=environment, text=True, timeout=START)
             if done.returncode:
                 raise UserError(f"sam3lab segment ended with {done.returncode}: {done.stderr.strip()[-300:]}")
             latency = 1000 * (time.monotonic() - begun)

@@ -15,6 +15,7 @@ START_NAMES = {
 }
 CACHE_NAMES = {"neither": "all new", "prompt": "prompt cached", "image": "image cached", "both": "both cached"}
 REST = ("#d9d9d9", "")
+_LATENCY = {True: "ms, logarithmic", False: "times an idle request,\nlogarithmic"}  # by whether times are absolute
 
 
 @styled
@@ -22,7 +23,7 @@ def load(curve, deadline: str, absolute: bool = False):
     """Latency against offered load, a panel an engine, then what is answered in time, and what is refused.
 
     curve: as serving_numbers.curve, in ms and per second where `absolute`; otherwise latencies relative to a request to
-    the idle service, rates and loads to the capacity without batching. deadline: in words.
+    the idle service, rates to the capacity without batching. deadline: in words.
     """
     shown = by_runtime(curve)
     figure, axes = new(1.0 + 1.75 * (len(shown) + 1) + 1.1, len(shown) + 2, sharex=True, squeeze=False,
@@ -35,15 +36,14 @@ def load(curve, deadline: str, absolute: bool = False):
                 _line(axis, spread(each, name), x, seen, experiment, style)
         axis.set_yscale("log")
         _plain(axis)
-        axis.set_ylabel("ms" if absolute else "times a request\nto the idle service")
+        axis.set_ylabel(_LATENCY[absolute])
         panels.title(axis, next(letters), f"Latency, {seen.label}: p50 and, dashed, p95")
     most = curve[x].max()
     goodput.plot([0, most], [0, most], color=MUTED, lw=0.8, ls=(0, (1, 2)), zorder=0)
     for seen, rows in shown:
         for experiment, each in rows.groupby("experiment", sort=False):
-            values = spread(each, "goodput")
-            _line(goodput, values.assign(low=values["value"], high=values["value"]), x, seen, experiment, "-")
             style = {"color": seen.color, "marker": seen.marker, "ms": 4, **_filling(seen, experiment)}
+            goodput.plot(each[x], each["rate"] * each["in_time"], **style)
             refused.plot(each[x], each["refused"], **style)
     goodput.set_ylim(0, None)
     goodput.set_ylabel("requests/s" if absolute else "share of\ncapacity")
@@ -81,13 +81,13 @@ def costs(starts, parts, absolute: bool = False):
         values = [rows.loc[rows["condition"] == name, "value"] for _, rows in shown]
         said = " / ".join(digits(each.iloc[0], 2) if len(each) else "–" for each in values)
         panels.value(top, row, said + (" s" if absolute else "×"))
-    low, high = starts["low"].min() / 1.2, 1.2 * panels.reach(starts)
+    low, high = starts["low"].fillna(starts["value"]).min() / 1.2, 1.2 * panels.reach(starts)
     panels.logarithmic(top, low, high)
     if high > 300 * low:
         top.xaxis.set_major_locator(LogLocator())
     unit = "seconds to the first answer" if absolute else "times a request to the running service"
     top.set_xlabel(f"{unit}, logarithmic", loc="right")
-    panels.title(top, "a", "Until the first right answer")
+    panels.title(top, "a", "Until the first answer")
     several = len(made) > 1
     labels = [
         f"{seen.name}:\n{CACHE_NAMES[kind]}" if several and kind == kinds[0] else CACHE_NAMES[kind]
@@ -129,7 +129,7 @@ def fault(records, events: dict[tuple[str, str], dict[str, float]], absolute: bo
             axis.plot(wrong["at"], [0.95] * len(wrong), "x", transform=place, clip_on=False, **style)
         axis.set_yscale("log")
         _plain(axis)
-        axis.set_ylabel("ms" if absolute else "times a request\nto the idle service")
+        axis.set_ylabel(_LATENCY[absolute])
         axis.set_xlim(0, rows["at"].max())
         panels.title(axis, letter if len(shown) > 1 else "", f"Killed (line), and until {seen.name} is back (grey)")
     axes[-1, 0].set_xlabel("seconds")

@@ -9,7 +9,9 @@ import json
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from sam3lab.bench.files import write_atomically, write_json
+from sam3lab import atomic
+from sam3lab.bench import files
+from sam3lab.errors import UserError
 
 FOLDER, PUBLISHED = "serving", "serving.parquet"
 TEXTS = ("key", "experiment", "backend", "precision", "error", "condition", "event", "engine", "reason")
@@ -50,20 +52,23 @@ def keep(run_dir: Path, name: str, definition: dict, measure: Callable[[], list[
         found["error"] = "" if found["records"] else "it gave no records"
     except Exception as error:  # one experiment's; the others go on, and the report says which failed
         found["error"] = f"{type(error).__name__}: {error}"
-    write_json(run_dir / FOLDER / f"{name}.json", found)
+    files.write_json(run_dir / FOLDER / f"{name}.json", found)
 
 
 def load(directory: Path, names: Collection[str]):
     """One row a request of the named experiments, from a run's directory or from published results.
 
     Columns: TEXTS, empty where there is none, and NUMBERS, NaN where there is none. An experiment that failed is one row,
-    with the column error.
+    with the column error. UserError where the published file is damaged.
     """
     directory = Path(directory)
     if (directory / PUBLISHED).exists():
         import pandas as pd
 
-        rows = pd.read_parquet(directory / PUBLISHED)
+        try:
+            rows = pd.read_parquet(directory / PUBLISHED)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{directory / PUBLISHED} cannot be read ({error}): {files.REMEDY}") from error
     else:
         rows = _gathered(directory)
     return rows[rows["key"].isin(list(names))].reset_index(drop=True)
@@ -73,7 +78,7 @@ def consolidate(run_dir: Path, directory: Path) -> None:
     """All that a run holds as one file beside its other published results; none where it holds nothing."""
     rows = _gathered(run_dir)
     if len(rows):
-        write_atomically(Path(directory) / PUBLISHED, rows.to_parquet(None, index=False, compression="zstd"))
+        atomic.write(Path(directory) / PUBLISHED, rows.to_parquet(None, index=False, compression="zstd"))
 
 
 def _gathered(run_dir: Path):

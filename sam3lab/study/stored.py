@@ -4,25 +4,24 @@ data/results/<machine>/ holds the files of one run, or a folder for each of seve
 notebook is shown from the newest part that ran it, so that whatever is compared was measured in one run, interleaved.
 """
 
-import json
 from pathlib import Path
 
 from sam3lab import paths
 from sam3lab.bench import environment as environments
-from sam3lab.bench import results
+from sam3lab.bench import files, results
 from sam3lab.errors import UserError
 from sam3lab.study import numbers
 
 
 def parts(directory: Path) -> list[Path]:
-    """The runs in a directory, oldest first: itself, or the folders in it that hold a run's facts.json."""
+    """The runs in a directory, oldest first: itself, or the folders in it that hold a run's facts.json or its rows."""
     directory = Path(directory)
-    found = [] if (directory / "facts.json").exists() else [path.parent for path in directory.glob("*/facts.json")]
+    found = set() if _holds_run(directory) else {path for path in directory.glob("*") if _holds_run(path)}
     return sorted(found, key=lambda part: (_environment(part).get("collected", ""), part.name)) or [directory]
 
 
 def part(directory: Path, notebook: str) -> Path | None:
-    """The newest run in a directory that ran a notebook; None if none did."""
+    """The newest run in a directory that ran a notebook, of published ones to its end; None if none did."""
     ran = [each for each in parts(directory) if f"parameters.{notebook}" in facts(each)]
     return ran[-1] if ran else None
 
@@ -32,7 +31,10 @@ def facts(directory: Path) -> dict:
     found = {}
     for each in parts(directory):
         path = each / "facts.json"
-        found |= json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if path.exists():
+            found |= files.read_json(path)
+        elif _holds_run(each):
+            raise UserError(f"{each} holds stored results without facts.json: {files.REMEDY}")
     return found
 
 
@@ -56,9 +58,32 @@ def differences(directory: Path) -> dict[str, list[str]]:
     return {name: [str(each.get(name)) for each in known] for name in names}
 
 
+def goes(directory: Path) -> dict[str, list[str]]:
+    """{fact: its values, oldest first} of the runs in a directory: the notebooks that are shown from each, when it was
+    measured, by which commit, and what their environments do not agree in; empty where there is but one.
+    """
+    there, known = parts(directory), [_environment(each) for each in parts(directory)]
+    if len(there) == 1:
+        return {}
+    asked = [key.removeprefix("parameters.") for key in facts(directory) if key.startswith("parameters.")]
+    shown = {notebook: part(directory, notebook) for notebook in asked}
+    found = {"notebooks": [", ".join(name for name in asked if shown[name] == each) for each in there]}
+    found["collected"] = [each.get("collected", "") for each in known]
+    found["git_commit"] = [environments.commit(each) or "" for each in known]
+    return found | differences(directory)
+
+
+def of_other_code(directory: Path) -> list[str]:
+    """The digests of measuring code in the runs of a directory that are not that of the code which is running now."""
+    known = dict.fromkeys(environment(each).get("code") for each in parts(directory))
+    return [digest for digest in known if digest not in (None, environments.code())]
+
+
 def check_one_machine(directory: Path) -> None:
-    """UserError where the runs in a directory were made on different machines: no page may show them as one."""
-    known = {_machine(facts): each for each in parts(directory) if (facts := _environment(each))}
+    """UserError where the runs in a directory were made on different machines: no page may show them as one; and where
+    one of them is not whole.
+    """
+    known = {_machine(environment(each)): each for each in parts(directory)}
     if len(known) > 1:
         found = "; ".join(f"{each.name}: {', '.join(machine)}" for machine, each in known.items())
         raise UserError(f"{directory} holds runs of several machines ({found}): give each machine a folder of its own")
@@ -72,7 +97,7 @@ def check_part(directory: Path) -> None:
         raise UserError(
             f"{directory} holds the parts {names}: publish into a folder of its own, as {directory / 'new'}"
         )
-    if (directory.parent / "facts.json").exists():
+    if _holds_run(directory.parent):
         raise UserError(
             f"{directory.parent} holds a run itself: move its files into a folder of it, or publish elsewhere"
         )
@@ -82,9 +107,9 @@ def machines() -> dict[str, Path]:
     """{name: directory} of what is in data/results/. The last is the one whose figures are shown first: the newest with
     a GPU, or else the newest.
     """
-    places = {path for name in ("facts.json", "*/facts.json") for path in (paths.DATA / "results").glob(f"*/{name}")}
-    found = {path.relative_to(paths.DATA / "results").parts[0] for path in places}
-    known = {name: _environment(parts(paths.DATA / "results" / name)[-1]) for name in sorted(found)}
+    folders = sorted((paths.DATA / "results").glob("*"))
+    newest = {folder.name: parts(folder)[-1] for folder in folders if folder.is_dir()}
+    known = {name: _environment(part) for name, part in newest.items() if _holds_run(part)}
     order = sorted(known, key=lambda name: (bool(known[name].get("gpu")), known[name].get("collected", "")))
     return {name: paths.DATA / "results" / name for name in order}
 
@@ -120,6 +145,10 @@ def _machine(facts: dict) -> tuple[str, ...]:
     return (facts["gpu"],) if facts.get("gpu") else (facts["cpu"], f"{facts['threads']} threads")
 
 
+def _holds_run(directory: Path) -> bool:
+    return any((directory / name).exists() for name in ("facts.json", results.ROWS))
+
+
 def _environment(directory: Path) -> dict:
     path = Path(directory) / "environment.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return files.read_json(path) if path.exists() else {}

@@ -142,16 +142,42 @@ def by_runtime(frame) -> list[tuple[Look, object]]:
 
 
 def styled(draw):
-    """Decorator of a function that draws: it runs, and makes its artists, in this style; nothing outside is changed."""
+    """Decorator of a function that draws: it runs, and makes its artists, in this style; nothing outside is changed.
+
+    Where an interval runs off its axes, an arrowhead at their edge tells so.
+    """
 
     @functools.wraps(draw)
     def wrapper(*args, **kwargs):
         import matplotlib
 
         with matplotlib.rc_context(RC):
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+            _mark_cut(figure)
+            return figure
 
     return wrapper
+
+
+def _mark_cut(figure) -> None:
+    from matplotlib.container import ErrorbarContainer
+
+    for axis in figure.axes:
+        limits = axis.get_xlim(), axis.get_ylim()
+        for bars in (bars for each in axis.containers if isinstance(each, ErrorbarContainer) for bars in each[2]):
+            how = {"color": bars.get_color()[0], "alpha": bars.get_alpha(), "ms": 3.5, "clip_on": False}
+            for ends in bars.get_segments():
+                if not len(ends):  # no interval
+                    continue
+                upright = int(ends[0][0] == ends[1][0])
+                low, high = sorted(limits[upright])
+                for end, edge, off, marker in (
+                    (ends[0], low, ends[0][upright] < low, "<v"[upright]),
+                    (ends[1], high, ends[1][upright] > high, ">^"[upright]),
+                ):
+                    if off:
+                        axis.autoscale(False)
+                        axis.plot(*((end[0], edge) if upright else (edge, end[1])), marker, **how)
 
 
 def new(height: float, rows: int = 1, columns: int = 1, **subplots):

@@ -196,7 +196,7 @@ def trend(first: Estimate, last: Estimate) -> str:
         return "cannot be told from one round"
     if last.low > first.high:
         return "grows"
-    return "shrinks" if last.high < first.low else "stays the same within the intervals"
+    return "shrinks" if last.high < first.low else "does not change by more than the intervals allow"
 
 
 def parity(samples) -> dict[str, str]:

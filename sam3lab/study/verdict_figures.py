@@ -2,6 +2,7 @@
 
 from sam3lab.study import panels
 from sam3lab.study.claims import CONTRADICTED, REPRODUCED
+from sam3lab.study.judging import HOLDS
 from sam3lab.study.style import BAND, by_runtime, new, styled
 
 VERDICTS = {REPRODUCED: ("#0072B2", "o"), CONTRADICTED: ("#D55E00", "s")}
@@ -36,22 +37,28 @@ def answer(frame):
 
 
 @styled
-def claims(frame, tolerance: float):
-    """What was measured over what the article says, a row a claim, a marker a reading of it, filled if the reading holds.
+def claims(frame):
+    """What was measured over the figure it is held against, a row a claim, a marker a reading, filled if that holds.
 
-    frame: as judging.frame gives it. tolerance: how far beside the article's figure an interval may end.
+    frame: as judging.frame gives it. Behind each row is a band of the values that would be right.
     """
-    ids = list(dict.fromkeys(frame["id"]))
-    figure, axis = new(0.95 + 0.19 * len(ids))
-    panels.rows(axis, ids)
-    axis.axvspan(1 / (1 + tolerance), 1 / (1 - tolerance), color=BAND, lw=0, zorder=-1)
+    import numpy as np
+
+    names = list(dict.fromkeys(frame["claim"]))
+    figure, axis = new(0.95 + 0.3 * len(names))
+    panels.rows(axis, names)
     panels.reference(axis, 1)
-    for _, each in frame.iterrows():
-        color, marker = VERDICTS[each["verdict"]]
-        inner = {} if each["holds"] else {"mfc": "white"}
-        panels.point(axis, ids.index(each["id"]), each, color, marker, 4, **inner)
-    panels.logarithmic(axis, min(frame["low"].min(), 1), panels.reach(frame, 1))
-    axis.set_xlabel("measured here / the article's figure, logarithmic", loc="right")
+    panels.logarithmic(axis, min(frame["low"].min(), frame["value"].min(), 1), panels.reach(frame, 1))
+    ends = axis.get_xlim()
+    for row, name in enumerate(names):
+        rows = frame[frame["claim"] == name]
+        band = np.clip(rows[["least", "most"]].iloc[0].astype(float), *ends)
+        axis.fill_betweenx([row - 0.42, row + 0.42], *band, color=BAND, lw=0, zorder=-1)
+        for place, (_, each) in zip(np.linspace(-0.3, 0.3, len(rows) + 2)[1:-1], rows.iterrows(), strict=True):
+            color, marker = VERDICTS[each["verdict"]]
+            inner = {} if each["state"] == HOLDS else {"mfc": "white"}
+            panels.point(axis, row + place, each, color, marker, 3.5, **inner)
+    axis.set_xlabel("measured here / the figure tested, logarithmic", loc="right")
     panels.title(axis, "", "The article's claims that could be tested")
     known = [name for name in VERDICTS if name in set(frame["verdict"])]
     handles = [axis.plot([], [], VERDICTS[name][1], color=VERDICTS[name][0], ms=4)[0] for name in known]
