@@ -186,14 +186,15 @@ def key(samples, scored, same: bool = True):
     return build(base, {heading: tables.column(each, BY) for heading, each in columns.items()})
 
 
-def counts(parity, scored, twins) -> dict[str, int]:
-    """How many cases were compared and failed, by tensors (checks.parity's table) and by detections in the scenes; and
-    how many stages have a twin and are unlike it (statistics.aa_check).
+def counts(parity, scored, twins) -> dict[str, int | str]:
+    """How many cases were compared and failed, by tensors (checks.parity's table) and by detections in the scenes, with
+    which checkpoint, where any was scored; and how many stages have a twin and are unlike it (statistics.aa_check).
     """
     found = {"compared": len(parity), "failed": (parity["Verdict"] == "FAILED").sum()}
     found |= {"scored": (scored["parity"] != "reference").sum(), "unseen": (scored["parity"] == "failed").sum()}
     found |= {"twins": len(twins), "unlike": (~twins["agrees"].astype(bool)).sum()}
-    return {name: int(count) for name, count in found.items()}
+    whose = {} if scored.empty else {"checkpoint": scored["checkpoint"].iloc[0]}
+    return whose | {name: int(count) for name, count in found.items()}
 
 
 def _word(state: str) -> str:
