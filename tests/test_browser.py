@@ -181,7 +181,6 @@ def test_a_broken_file_is_said_in_words_and_the_result_stays(visit, scene, tmp_p
     give(page, scene)
     ask(page, "green star")
     page.locator("#result .legend-item").wait_for()
-    page.get_by_role("button", name="Remove Image").click()
     page.locator("#image input[type=file]").set_input_files(broken)
     alert = page.locator("#notice [role=alert]")
     alert.wait_for()
@@ -196,6 +195,43 @@ def test_a_broken_file_is_said_in_words_and_the_result_stays(visit, scene, tmp_p
     playwright.expect(page.locator("#notice")).to_contain_text("There is no image yet")
     give(page, scene)
     playwright.expect(alert).to_have_count(0)
+    playwright.expect(page.locator("#result .legend-item")).to_have_count(0)  # it was of the image before
+
+
+def test_a_result_goes_with_its_image(visit, scene):
+    page = visit()
+    shown = [page.locator(place) for place in ("#result .legend-item", "#result img", "#table table", "#timing p")]
+    for act in ("remove", "replace"):
+        give(page, scene)
+        ask(page, "green star")
+        for each in shown:
+            each.first.wait_for()
+        if act == "remove":
+            page.get_by_role("button", name="Remove Image").click()
+        else:
+            page.locator("#image input[type=file]").set_input_files(scene)
+        for each in shown:
+            playwright.expect(each).to_have_count(0)
+        page.get_by_label("range slider for Detection threshold").fill("0.3")
+        playwright.expect(page.locator("#notice [role=alert]")).to_have_count(0)  # there is nothing to draw again
+
+
+def test_a_number_beyond_the_slider_is_drawn_as_what_its_field_shows(visit, scene):
+    page = visit()
+    give(page, scene)
+    ask(page, "red rectangle; green star")
+    page.locator("#result .legend-item").nth(2).wait_for()
+    field = page.get_by_label("number input for Detection threshold")
+    field.fill("2")
+    field.press("Tab")
+    playwright.expect(page.locator("#result .legend-item")).not_to_have_count(3)
+    assert all(float(label.split()[-1]) >= 0.99 for label in labels(page))
+    playwright.expect(field).to_have_value("0.99")
+    assert page.locator("#notice [role=alert]").count() == 0
+    field.fill("-1")
+    field.press("Tab")
+    page.locator("#result .legend-item").nth(2).wait_for()
+    playwright.expect(field).to_have_value("0.05")
 
 
 def test_what_is_no_image_is_refused_before_it_is_sent(visit, tmp_path):
@@ -264,11 +300,16 @@ def test_by_keyboard_and_by_name(visit, server):
     """Everything is reached by the Tab key and has a name that a screen reader can say; so does the other engine."""
     page = visit()
     page.get_by_label("What to find").focus()
-    reached = set()
+    reached, seen = set(), {}
     for _ in range(40):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.closest('[id]:not([id^=radio]):not([id^=range])')?.id"))
+        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        kind = page.evaluate("document.activeElement.type")
+        if kind in ("radio", "range"):
+            seen[kind] = seen.get(kind, True) and outline == "solid"
     assert {"engine", "run", "threshold", "fineness"} <= reached
+    assert seen == {"radio": True, "range": True}
     names = page.locator("button:visible, input:visible, textarea:visible").evaluate_all(
         """all => all.filter(each => !(each.ariaLabel || each.textContent.trim() || each.labels?.length || each.title
                                        || each.closest("label")?.textContent.trim())).map(each => each.outerHTML)"""

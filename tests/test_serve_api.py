@@ -72,7 +72,7 @@ def test_an_answer_has_everything_that_was_found():
     assert list(answer["milliseconds"]) == steps and answer["milliseconds"]["image"] == 5
     (request,) = service.requests
     assert request.prompts == ("a cat", "dog") and request.engine == "openvino" and request.score_threshold == 0.2
-    assert request.timeout == Settings().timeout
+    assert Settings().timeout - 5 < request.timeout < Settings().timeout  # decoding took its part
     np.testing.assert_array_equal(request.photograph, images.decode(JPEG))
 
 
@@ -129,8 +129,30 @@ def test_openapi_says_what_is_taken_and_answered_without_anything_from_elsewhere
     assert set(parts["Segmentation"]["required"]) == set(answer)
     assert set(parts["Instance"]["required"]) == set(answer["instances"][0])
     for status in ("400", "401", "413", "415", "422", "429", "503"):
-        assert list(operation["responses"][status]["content"]) == ["application/problem+json"]
+        said = operation["responses"][status]
+        assert said["content"] == {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+        assert ("Retry-After" in said.get("headers", {})) == (status in ("429", "503"))
+    assert set(parts["Problem"]["properties"]) == set(client.get("/nothing").json())
+    assert "Retry-After" in schema["paths"]["/readyz"]["get"]["responses"]["503"]["headers"]
+    assert list(schema["paths"]["/metrics"]["get"]["responses"]["200"]["content"]) == ["text/plain"]
+    assert "head" not in schema["paths"]["/healthz"] and "32 tokens" in form["properties"]["prompt"]["description"]
     assert client.get("/docs").status_code == client.get("/redoc").status_code == 404
+
+
+def test_openapi_says_how_the_key_is_sent():
+    assert "security" not in client_of().get("/openapi.json").text
+    schema = client_of(settings=Settings(KEY)).get("/openapi.json", headers={"x-api-key": KEY}).json()
+    schemes = {
+        name: (each["type"], each.get("scheme"), each.get("name"))
+        for name, each in schema["components"]["securitySchemes"].items()
+    }
+    assert set(schemes.values()) == {("http", "bearer", None), ("apiKey", None, "X-API-Key")}
+    asked = {
+        path: [next(iter(each)) for each in operation.get("security", [])]
+        for path, operations in schema["paths"].items()
+        for operation in operations.values()
+    }
+    assert asked == {"/v1/segment": [*schemes], "/metrics": [*schemes], "/healthz": [], "/readyz": []}
 
 
 # Refusals
@@ -144,6 +166,7 @@ def test_openapi_says_what_is_taken_and_answered_without_anything_from_elsewhere
         (WorkerLost("it died", 0.2), 503, "worker_lost", "1"),
         (NotReady("still starting", 5), 503, "not_ready", "5"),
         (ServiceError("something else", 4), 503, "not_ready", "4"),
+        (ServiceError("an engine failed on it", None), 503, "not_ready", None),
     ],
 )
 def test_a_service_that_says_no(error, status, code, after):
@@ -160,10 +183,11 @@ def test_a_service_that_says_no(error, status, code, after):
         else:
             service.refusal, service.submit = None, submit
         response = segment(client_of(service))
-        assert (response.status_code, response.headers["retry-after"]) == (status, after), name
+        assert (response.status_code, response.headers.get("retry-after")) == (status, after), name
         assert response.headers["content-type"] == "application/problem+json"
         problem = response.json()
-        assert problem["detail"] == str(error) and problem["code"] == code and problem["status"] == status
+        again = f"; try again in {after} s" if after else ""
+        assert problem["detail"] == f"{error}{again}" and problem["code"] == code and problem["status"] == status
         assert problem["type"] == "about:blank" and problem["title"]
 
 
@@ -204,11 +228,45 @@ def test_an_unexpected_error_is_a_problem_that_tells_nothing_of_the_inside():
     assert "division" not in response.text
 
 
-def test_other_paths_and_methods_are_problems_too():
-    client = client_of()
-    assert client.get("/nothing").json()["status"] == 404
-    assert client.get("/v1/segment").json()["code"] == "method_not_allowed"
-    assert client.options("/v1/segment", headers={"origin": "http://127.0.0.1:8000"}).status_code == 405
+@pytest.mark.parametrize("page", [False, True])
+def test_other_paths_and_methods_are_problems_too(page):
+    service, settings = FakeService(), Settings()
+    app = create_app(service, settings)
+    if page:
+        from sam3lab.serve.page import mount
+
+        app = mount(app, service, settings)
+    client = TestClient(app, "http://127.0.0.1:8000")
+    assert client.get("/nothing").status_code == 404
+    probes = ("/healthz", "/readyz", "/metrics", "/openapi.json")
+    wrong = [("GET", "/v1/segment"), ("PUT", "/v1/segment"), ("OPTIONS", "/v1/segment"), ("BREW", "/v1/segment")]
+    for method, path in (*wrong, *(("POST", path) for path in probes)):
+        response = client.request(method, path, headers={"origin": "http://127.0.0.1:8000"})
+        assert (response.status_code, response.json()["code"]) == (405, "method_not_allowed"), (method, path)
+        assert response.headers["content-type"] == "application/problem+json"
+        assert response.headers["allow"] == ("POST" if path == "/v1/segment" else "GET, HEAD")
+    for path in probes:
+        assert client.head(path).status_code == client.get(path).status_code == 200, path
+
+
+def test_as_many_come_at_once_as_may_wait_for_an_engine(monkeypatch):
+    """--queue 40 takes 40 requests together, whose images wait to be decoded first."""
+    asked, release, entered = [], threading.Event(), threading.Semaphore(0)
+    monkeypatch.setattr(server, "run", lambda service, settings, *_, **__: asked.append(settings))
+    assert main(["serve", "--queue", "40", "--fallback", "none", "--device", "cpu"]) == 0
+    assert asked[0].decodes_waiting == 40
+    service, statuses = FakeService(), []
+    service.check_admission = entered.release
+    monkeypatch.setattr("sam3lab.serve.api.pixels", lambda picture: release.wait(30) and np.zeros((8, 8, 3), np.uint8))
+    with client_of(service, asked[0]) as client:
+        threads = [threading.Thread(target=lambda: statuses.append(segment(client).status_code)) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        assert all(entered.acquire(timeout=30) for _ in threads)
+        release.set()
+        for thread in threads:
+            thread.join()
+    assert statuses == [200] * 40
 
 
 def test_too_many_images_to_decode_are_refused(monkeypatch):
@@ -373,6 +431,20 @@ def test_metrics_count_outcomes_and_stages():
     assert found["process_resident_memory_bytes",] > 1e6
 
 
+def test_counts_are_told_by_engine_and_in_words():
+    service = FakeService()
+    status = service.status()
+    engines = {"onnxruntime": {"state": "ready", "counts": {"text_cache_hits": 2}}, "openvino": {"state": "ready"}}
+    service.status = lambda: status | {"engines": engines}
+    client = client_of(service)
+    found = _samples(client)
+    assert found["sam3lab_engine_text_cache_hits_total", "onnxruntime"] == 2
+    assert found["sam3lab_engine_text_cache_hits_total", "openvino"] == 0
+    families = list(text_string_to_metric_families(client.get("/metrics").text))
+    assert all(" " in family.documentation for family in families if family.name.startswith("sam3lab"))
+    assert not [family for family in families if family.name.removeprefix("sam3lab_service_") in family.documentation]
+
+
 def test_metrics_do_not_grow_with_what_is_asked():
     client = client_of()
     client.get("/nothing"), client.request("BREW", "/nothing"), client.get("/metrics"), segment(client)
@@ -399,6 +471,19 @@ def test_the_log_has_a_line_a_request_and_nothing_of_its_content(caplog):
     assert KEY not in repr(Settings(KEY))
 
 
+def test_the_log_says_which_engines_are_ready(caplog):
+    for states, line in (({"a": "ready", "b": "restarting"}, ["ready: a"]), ({"a": "closed"}, [])):
+        service, caught = FakeService(), len(caplog.records)
+        status = service.status() | {"engines": {name: {"state": state} for name, state in states.items()}}
+        started = threading.Event()
+        service.status = lambda status=status, started=started: started.set() or status
+        with caplog.at_level(logging.INFO), client_of(service):
+            assert started.wait(20)
+        time.sleep(0.1)
+        said = [record.getMessage() for record in caplog.records[caught:]]
+        assert [each for each in said if each.startswith("ready")] == line
+
+
 def test_ready_when_the_service_is_and_alive_before():
     service, go = FakeService(), threading.Event()
     service.ready, begin = False, service.start
@@ -412,7 +497,7 @@ def test_ready_when_the_service_is_and_alive_before():
         assert client.get("/healthz").json() == {"status": "ok"}
         response = client.get("/readyz")
         assert response.status_code == 503 and response.headers["retry-after"] == "1"
-        assert response.json()["detail"] == "the service is starting"
+        assert response.json()["detail"] == "the service is starting; try again in 1 s"
         go.set()
         for _ in range(200):
             if (response := client.get("/readyz")).status_code == 200:
@@ -443,6 +528,23 @@ def running(service, settings):
         listener.close()
 
 
+def test_a_client_that_goes_in_the_middle_of_its_body_is_gone():
+    head = b"POST /v1/segment HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99999\r\n"
+    head += b"Content-Type: multipart/form-data; boundary=a\r\n\r\n"
+    part = b'--a\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nhalf'
+    with running(FakeService(), Settings()) as url, httpx.Client(base_url=url) as client:
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
+                connection.sendall(head + part)
+                time.sleep(0.2)
+        for _ in range(100):
+            if (found := _samples(client))["sam3lab_requests_total", "gone", "/v1/segment"] == 3:
+                break
+            time.sleep(0.02)
+        assert found["sam3lab_requests_total", "gone", "/v1/segment"] == 3
+        assert found["sam3lab_requests_total", "bad_request", "/v1/segment"] == 0
+
+
 def test_a_client_that_goes_is_dropped():
     service, pending = FakeService(), Future()
     service.submit = lambda request: pending
@@ -464,6 +566,64 @@ def test_a_service_that_never_answers_is_late(monkeypatch):
     service.submit = lambda request: pending
     response = segment(client_of(service, Settings(timeout=0.2)))
     assert response.status_code == 503 and response.json()["code"] == "late" and pending.cancelled()
+    assert response.json()["detail"] == "there was no answer within 0.2 s; try again in 1 s"
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize(
+    ("decoding", "waiting", "encoding", "status"),
+    [(0.5, 0.0, 0.0, 200), (1.5, 0.0, 0.0, 503), (0.5, 0.8, 0.0, 503), (0.4, 0.0, 0.8, 503)],
+)
+def test_decoding_waiting_and_encoding_have_one_time_together(monkeypatch, decoding, waiting, encoding, status):
+    monkeypatch.setattr("sam3lab.serve.api.GRACE", 0.1)
+    service, segmentation = FakeService(waiting), work.segmentation
+
+    def pixels(picture):
+        time.sleep(decoding)
+        return np.zeros((8, 8, 3), np.uint8)
+
+    def encoded(*arguments):
+        time.sleep(encoding)
+        return segmentation(*arguments)
+
+    with client_of(service, Settings(timeout=1.0)) as client:
+        monkeypatch.setattr("sam3lab.serve.api.pixels", pixels)
+        monkeypatch.setattr(work, "segmentation", encoded)
+        begun = time.monotonic()
+        response = segment(client)
+        assert response.status_code == status and time.monotonic() - begun < 1.4
+    assert all(0 < request.timeout <= 1 - decoding for request in service.requests)
+    assert len(service.requests) == (decoding < 1)
+
+
+@pytest.mark.alone
+def test_large_images_that_could_not_be_answered_in_time_are_refused_at_once(monkeypatch):
+    monkeypatch.setattr(work, "LARGE", 1000)
+    seconds, answers = 0.5, []
+
+    def slow(picture):
+        time.sleep(seconds)
+        return np.zeros((8, 8, 3), np.uint8)
+
+    monkeypatch.setattr("sam3lab.serve.api.pixels", slow)
+
+    def ask():
+        begun = time.monotonic()
+        answers.append((segment(client), time.monotonic() - begun))
+
+    with client_of(settings=Settings(timeout=1.8)) as client:
+        ask()  # from here on it is known how long one takes
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    refused = [(response, took) for response, took in answers if response.status_code == 429]
+    assert len(refused) in (5, 6) and all(response.status_code in (200, 429) for response, _ in answers)
+    for response, took in refused:
+        assert took < 1.0 and response.headers["retry-after"] == "2"  # three are there, of half a second each
+        assert response.json()["detail"] == "too many images wait to be decoded; try again in 2 s"
+    assert max(took for _, took in answers) < 1.8 + 0.5
 
 
 def test_sigterm_lets_what_was_taken_be_answered():
@@ -481,6 +641,61 @@ def test_sigterm_lets_what_was_taken_be_answered():
         asking.join()
         assert statuses == [200] and running.process.wait(10) == 0
         silent.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sends a process signals of POSIX")
+def test_a_second_interrupt_tells_who_waits_that_the_service_closes(tmp_path):
+    command = [sys.executable, "-m", "sam3lab", "serve", "--port", "0", "--fallback", "none", "--no-page"]
+    command += ["--backend", "tests.serve_faults:Quick", "--device", "cpu"]
+    environment, answers = {"SAM3LAB_TEST_FAULT": str(tmp_path / "fault")}, []
+    with open(tmp_path / "log", "w+") as log:
+        with serving(command, environment, log) as running, httpx.Client(base_url=running.url, timeout=60) as client:
+            (tmp_path / "fault").write_text("hang")
+            threads = [threading.Thread(target=lambda: answers.append(segment(client))) for _ in range(12)]
+            for thread in threads:
+                thread.start()
+            time.sleep(2)
+            for _ in range(2):
+                running.process.send_signal(signal.SIGINT)
+                time.sleep(0.5)
+            for thread in threads:
+                thread.join()
+            assert {(each.status_code, each.json()["code"]) for each in answers} == {(503, "not_ready")}
+            assert len(answers) == 12 and running.process.wait(20) == 130
+        log.seek(0)
+        assert "Traceback" not in log.read()
+
+
+TOLD_AT_ONCE = """
+import os, signal, uvicorn
+from sam3lab.serve import server
+from sam3lab.serve.settings import Settings
+from tests.fake_service import FakeService
+
+printed, begun, run = [], [], uvicorn.server.asyncio_run
+
+def end():
+    if printed and begun:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+def tell(*arguments, **options):
+    os.write(1, b"printed")
+    printed.append(arguments)
+    end()
+
+def begin(*arguments, **options):
+    begun.append(arguments)
+    end()
+    return run(*arguments, **options)
+
+server.print, uvicorn.server.asyncio_run = tell, begin
+server.run(FakeService(), Settings(), "127.0.0.1", 0, page=False)
+"""
+
+
+def test_sigterm_as_soon_as_the_address_is_there_is_no_failure():
+    done = subprocess.run([sys.executable, "-c", TOLD_AT_ONCE], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "printed", "")
 
 
 def test_the_command_serves_what_the_model_finds():

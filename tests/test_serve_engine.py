@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from sam3lab.backends import Artifacts
+from sam3lab.bench.process import child_environment
 from sam3lab.errors import UserError
 from sam3lab.model.checkpoint import resolve
 from sam3lab.scenes.store import load_split
@@ -245,7 +246,7 @@ def test_a_late_request_is_told_so_in_time_and_never_run(start, fault):
     assert until(lambda: service.status()["engines"]["slow"]["held"] == 1)
     began = time.monotonic()
     late = ask(service, 1, timeout=0.4)
-    with pytest.raises(Late, match=r"no answer within 0\.4 s"):
+    with pytest.raises(Late, match=r"no engine answered within 0\.4 s"):
         late.result(10)
     assert 0.35 < time.monotonic() - began < 0.6
     running.result(10)
@@ -287,13 +288,42 @@ def test_a_cancelled_request_is_dropped(start):
     assert gained(service, before, "pairs_detected", "requests_cancelled", "requests_answered") == (2, 1, 2)
 
 
+def test_a_full_queue_says_when_the_engine_that_is_asked_for_may_be_back(start):
+    service = start(SLOW, STEADY, queue=2, batching=False, wait=0.0)
+    for name in ("slow", "steady"):
+        ask(service, engine=name).result(10)
+    waiting = [ask(service, seed) for seed in range(3)]
+    expected = []
+    for name in ("", "slow", "steady"):
+        with pytest.raises(Busy) as caught:
+            ask(service, 9, engine=name)
+        expected.append(caught.value.retry_after)
+    assert expected[0] > 0.1 and expected[1] > 0.1 > expected[2], expected
+    for future in waiting:
+        future.result(10)
+
+
+def test_a_full_queue_while_the_engine_is_started_again_says_when_it_may_be_back(start):
+    service = start(QUICK, queue=2)
+    ask(service).result(10)
+    kill(service, "quick")
+    assert until(lambda: state(service, "quick") == "restarting")
+    waiting = [ask(service, seed) for seed in range(2)]
+    with pytest.raises(Busy, match=r"^2 requests are waiting already$") as caught:
+        ask(service, 3)
+    assert caught.value.retry_after >= 1.0 and service.status()["expected_wait"] >= 1.0
+    for future in waiting:
+        future.result(10)
+
+
 def test_an_engine_can_be_asked_for_by_name(start, fault):
     service = start(QUICK, STEADY)
     answer = ask(service, engine="steady").result(10)
     assert (answer.engine, answer.reason) == ("steady", "")
     fault("raise")
-    with pytest.raises(ServiceError, match="quick failed on the request"):
+    with pytest.raises(ServiceError, match=r"^the request was not answered: quick failed$") as caught:
         ask(service, engine="quick").result(10)
+    assert caught.value.retry_after is None  # it is as likely the request's own doing
     fault("memory")
     ask(service).result(10)
     with pytest.raises(NotReady, match="quick ran out of memory"):
@@ -517,6 +547,26 @@ def test_status_and_counters_are_for_machines(start):
     assert (engine["state"], engine["device"], engine["precision"], engine["answered"]) == ("ready", "cpu", "fp32", 1)
     second = service.counters()
     assert set(second) == set(first) and all(second[name] >= first[name] for name in first)
+
+
+def test_what_lies_in_the_working_directory_is_no_library_and_may_be_a_backend(start, tmp_path, monkeypatch):
+    for name in ("random", "numpy", "onnxruntime"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('this is no library')")
+    (tmp_path / "absent").mkdir()  # a folder is a package too where there is none of that name
+    (tmp_path / "mine.py").write_text(
+        "from tests.serve_faults import Steady\n\n\nclass Mine(Steady):\n    name = 'mine'\n"
+    )
+    monkeypatch.setattr(sys, "path", [*sys.path])  # what is added to it goes again
+    monkeypatch.chdir(tmp_path)
+    service = start(EngineSpec("mine:Mine"), EngineSpec("onnxruntime"))
+    assert {name: engine["state"] for name, engine in service.status()["engines"].items()} == {
+        "mine:Mine": "ready",
+        "onnxruntime": "ready",
+    }
+    assert ask(service, engine="mine:Mine").result(10).engine == "mine:Mine"
+    command = [sys.executable, "-c", "import sam3lab, importlib.util; print(importlib.util.find_spec('absent'))"]
+    done = subprocess.run(command, env=child_environment(1, offline=True), capture_output=True, text=True)
+    assert done.stdout == "None\n", done.stderr
 
 
 @pytest.mark.parametrize(

@@ -318,7 +318,7 @@ def test_a_full_queue_says_so_and_a_cancelled_request_makes_room(preprocessor):
     waiting = queue(queue=2)
     jobs = [job(preprocessor, seed) for seed in range(3)]
     waiting.put(jobs[0], 1.0), waiting.put(jobs[1], 1.0)
-    with pytest.raises(Busy, match=r"2 requests are waiting already; try again in 2\.5 s") as caught:
+    with pytest.raises(Busy, match=r"^2 requests are waiting already$") as caught:
         waiting.put(jobs[2], 2.5)
     assert caught.value.retry_after == 2.5
     assert jobs[0].future.cancel()

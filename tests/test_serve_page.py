@@ -29,8 +29,9 @@ from sam3lab.serve.api import create_app
 from sam3lab.serve.page_examples import examples
 from sam3lab.serve.page_picture import mask_uri, picture
 from sam3lab.serve.page_shelf import Shelf
-from sam3lab.serve.request import Answer, Busy, Candidates, Late, NotReady, WorkerLost
+from sam3lab.serve.request import FLOOR, Answer, Candidates, Late, NotReady, ServiceError, WorkerLost
 from sam3lab.serve.settings import Settings
+from sam3lab.serve.waiting import Job, busy
 from tests.fake_service import FakeService
 
 API = "/gradio_api"
@@ -80,7 +81,7 @@ class Visitor:
 
     def accept(self, data: bytes) -> str:
         """The key of that image."""
-        _, key, notice = self.event("accept", self.upload(data), "")
+        _, key, *_, notice = self.event("accept", self.upload(data), "", "")
         assert notice == ""
         return key
 
@@ -293,7 +294,7 @@ META = {"meta": {"_type": "gradio.FileData"}}
 )  # the image's own event, and one of components that take no files
 def test_no_path_and_no_url_is_an_input(visitor, listener, value, name):
     text = json.dumps(value).replace("{folder}", str(page.upload_folder())).replace("{port}", str(listener.port))
-    data = [json.loads(text), ""] if name == "accept" else ["", json.loads(text), 0.5]
+    data = [json.loads(text), "", ""] if name == "accept" else ["", json.loads(text), 0.5]
     answer = visitor.join(name, *data)
     assert answer.status_code == 403 and "no URL" in answer.text
 
@@ -328,8 +329,8 @@ def test_a_megabyte_of_prompt_is_refused_at_once(visitor):
 
 def test_an_upload_is_shown_inline_and_its_file_goes(visitor):
     file = visitor.upload(images.jpeg(images.load("coffee")), "coffee.jpg")
-    image, key, notice = visitor.event("accept", file, "")
-    assert notice == "" and len(key) >= 16
+    image, key, result, table, timing, answer, notice = visitor.event("accept", file, "", "")
+    assert notice == "" and len(key) >= 16 and result is None and table == timing == answer == ""
     assert image["path"] is None and image["url"].startswith("data:image/jpeg;base64,")
     shown = images.decode(base64.b64decode(image["url"].split(",")[1]))
     assert max(shown.shape) == 768  # 600 × 400, enlarged so that outlines are smooth
@@ -371,9 +372,9 @@ def bomb(width: int, height: int) -> bytes:
 )
 def test_a_bad_file_is_refused_in_words_and_at_once(visitor, data, words):
     begin = time.monotonic()
-    image, key, notice = visitor.event("accept", visitor.upload(data), "")
+    image, key, *answer, notice = visitor.event("accept", visitor.upload(data), "", "")
     assert time.monotonic() - begin < 1.5  # with the upload
-    assert image is None and key == ""
+    assert image is None and key == "" and all(map(is_kept, answer))
     assert 'role="alert"' in notice and words in notice
 
 
@@ -405,7 +406,7 @@ def test_a_run_asks_the_service_and_shows_what_it_found(visitor):
     (request,) = visitor.service.requests
     assert request.prompts == ("cup", "red star")
     assert request.photograph.shape == (48, 64, 3) and request.photograph.dtype == np.uint8
-    assert (request.engine, request.score_threshold, request.timeout) == ("openvino", 0.25, 7.0)
+    assert (request.engine, request.score_threshold) == ("openvino", 0.25) and 6 < request.timeout < 7
     labels = [each["label"] for each in result["value"]["annotations"]]
     assert labels == ["1  cup  0.90", "2  cup  0.30", "3  red star  0.90", "4  red star  0.30"]
     assert set(result["color_map"]) == set(labels) and len(set(result["color_map"].values())) == 4
@@ -453,13 +454,19 @@ def test_keys_of_pictures_open_no_answers(visitor):
     assert "press Segment again" in visitor.event("redraw", picture_key, 0.5, 0.5)[-1]
 
 
+def late(timeout: float, retry_after: float) -> Late:
+    job = Job({}, (), (1, 1), 0.5, timeout)
+    job.late(retry_after)
+    return job.future.exception()
+
+
 @pytest.mark.parametrize(
     ("refusal", "words"),
     [
-        (Busy("the queue is full", 3.2), "The queue is full. Try again in about 3 seconds."),
-        (Late("the answer took too long", 0.5), "The answer took too long. Try again in a second."),
-        (WorkerLost("the worker died"), "The worker died. Try again in a second."),
-        (NotReady("the model is being loaded"), "The model is being loaded."),
+        (busy(3, 3.2), "3 requests are waiting already. Try again in 4 seconds."),
+        (late(7.0, 0.5), "No engine answered within 7.0 s. Try again in a second."),
+        (ServiceError("the request was not answered: x failed", None), "The request was not answered: x failed.</div>"),
+        (NotReady("the service is closing"), "The service is closing. Try again in a second."),
         (UserError("the prompt has 40 tokens; shorten it"), "The prompt has 40 tokens; shorten it."),
         (RuntimeError("<secret>"), "Something failed in the server (RuntimeError)"),
     ],
@@ -500,26 +507,36 @@ def test_bad_prompts_are_said(visitor, prompts, words):
     assert not visitor.service.requests
 
 
-@pytest.mark.parametrize("value", ["NaN", -0.1, 1.5, "x", None, True, [0.5], {"a": 1}])
+@pytest.mark.parametrize("value", ["NaN", "x", None, True, [0.5], {"a": 1}])
 @pytest.mark.parametrize("place", [0, 1])
 def test_bad_thresholds_are_said(visitor, value, place):
     numbers = [0.5, 0.5]
     numbers[place] = value
-    assert "is no number from 0 to 1" in visitor.run(visitor.key, "cup", "automatic", *numbers)[-1]
+    assert "is no number; move the slider" in visitor.run(visitor.key, "cup", "automatic", *numbers)[-1]
     assert not visitor.service.requests
+
+
+def test_a_number_beyond_the_slider_is_its_end(visitor):
+    *_, answer, notice = visitor.run(visitor.key, "cup", "automatic", -3, 0.5)
+    assert notice == "" and visitor.service.requests[0].score_threshold == FLOOR
+    for value, end in ((2, 0.99), (10**30, 0.99), (-0.1, FLOOR), (0, FLOOR)):
+        given, same = visitor.event("redraw", answer, value, 0.5), visitor.event("redraw", answer, end, 0.5)
+        assert given[0] == same[0] and given[-1] == ""
+    (beyond, *_), (end, *_) = (visitor.event("redraw", answer, 0.5, value) for value in (7, 0.95))
+    assert beyond == end and beyond["value"]["annotations"]
 
 
 def test_not_a_number_is_no_threshold():
     from sam3lab.serve.page_handlers import number
 
     for value in (float("nan"), float("inf"), -float("inf")):
-        with pytest.raises(UserError, match="no number from 0 to 1"):
-            number(value, "detection threshold")
+        with pytest.raises(UserError, match="is no number"):
+            number(value, "detection threshold", (0.0, 1.0))
 
 
 def test_no_image_is_said(visitor):
     assert "no image yet" in visitor.run("")[-1]
-    assert "no image" in visitor.event("accept", None, "")[-1]
+    assert "no image" in visitor.event("accept", None, "", "")[-1]
 
 
 def test_examples_bring_their_prompts(visitor):
@@ -539,8 +556,20 @@ def test_there_is_no_example_of_another_number(visitor, index):
 
 def test_a_cleared_image_is_forgotten(visitor):
     key = visitor.accept(png())
-    assert visitor.event("forget", key) == ["", ""]
+    answer = visitor.run(key)[3]
+    assert visitor.event("forget", key, answer) == ["", None, "", "", "", ""]
     assert "not kept any more" in visitor.run(key)[-1]
+    assert "not kept any more" in visitor.event("redraw", answer, 0.5, 0.5)[-1]
+
+
+def test_a_new_image_takes_the_answer_of_the_one_before_away(visitor):
+    key = visitor.accept(png())
+    answer = visitor.run(key)[3]
+    *_, notice = visitor.event("accept", visitor.upload(b"no image"), key, answer)
+    assert "no JPEG" in notice and visitor.event("redraw", answer, 0.5, 0.5)[-1] == ""
+    _, _, result, table, timing, kept, notice = visitor.event("accept", visitor.upload(png()), "", answer)
+    assert (result, table, timing, kept, notice) == (None, "", "", "", "")
+    assert "not kept any more" in visitor.event("redraw", answer, 0.5, 0.5)[-1]
 
 
 @pytest.mark.alone
@@ -568,7 +597,7 @@ def test_small_images_do_not_wait_for_large_ones(visitor, brake):
     key = visitor.accept(large)
     brake.over = work.LARGE
     waiting = [visitor.begin("run", key, "cup", "automatic", 0.5, 0.5, "") for _ in range(2)]
-    waiting += [visitor.begin("accept", visitor.upload(large), "") for _ in range(2)]
+    waiting += [visitor.begin("accept", visitor.upload(large), "", "") for _ in range(2)]
     assert brake.begun.wait(20)
     *_, answer, notice = visitor.run(visitor.accept(png()))
     assert notice == "" and visitor.event("redraw", answer, 0.1, 0.5)[-1] == ""
@@ -596,10 +625,11 @@ def test_the_page_and_the_api_share_the_bound_of_images_to_decode(visitor, brake
     *outputs, notice = visitor.run(key)
     assert all(map(is_kept, outputs))
     assert "Too many images wait to be decoded. Try again in a second." in notice
-    image, refused, notice = visitor.event("accept", visitor.upload(png()), "")
+    image, refused, *_, notice = visitor.event("accept", visitor.upload(png()), "", "")
     assert image is None and refused == "" and "Try again in a second." in notice
     response = ask()
     assert response.status_code == 429 and response.json()["code"] == "busy"
+    assert response.json()["detail"] == "too many images wait to be decoded; try again in 1 s"
     assert visitor.event("redraw", answer, 0.1, 0.5)[-1] == ""  # what has been computed is drawn
     assert not brake.released.is_set()
     brake.released.set()
@@ -699,6 +729,22 @@ def test_a_mask_is_filled_outlined_and_numbered():
     assert tiny.shape == (3, 2, 4)
 
 
+def test_a_mask_leaves_the_numbers_of_those_below_open():
+    mask, taken = np.zeros((200, 300), dtype=bool), []
+    mask[60:160, 100:200] = True
+    mask_uri(mask, (10, 200, 30), 1, taken)
+    ((x0, y0, x1, y1),) = taken
+    upper = _layer(mask_uri(np.ones_like(mask), (200, 10, 30), 2, taken))
+    assert not upper[y0 : y1 + 1, x0 : x1 + 1, 3].any()
+    assert upper[y1 + 20, x0, 3] and upper[y0, x1 + 60, 3]
+
+
+def test_a_lower_threshold_is_advised_where_there_is_one():
+    kept = page_view.Kept(some(1), picture(b"", np.zeros((30, 50, 3), np.uint8), "x"), 0.0)
+    assert "a lower detection threshold shows more" in page_view.table(kept, [], 0, 0.06)
+    assert page_view.table(kept, [], 0, FLOOR) == "<p>Nothing scores over 0.05 for “cup”.</p>"
+
+
 def _layer(uri: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGBA"))
 
@@ -714,12 +760,12 @@ def test_the_shelf_keeps_what_was_used_last_and_no_more_than_it_may():
     assert shelf.get(keys[0]) is not None
     keys.append(shelf.put(Thing(40)))
     assert [shelf.get(key) is not None for key in keys] == [True, False, True] and shelf.used == 80
-    assert shelf.get(shelf.put(Thing(101))) is None and shelf.used == 0 == len(shelf)
+    assert shelf.get(shelf.put(Thing(101))) is None and shelf.used == 80 and len(shelf) == 2  # the others stay
     key = shelf.put(Thing(10))
     shelf.drop(key)
     shelf.drop(key)
     shelf.drop(None)
-    assert shelf.used == 0 and shelf.get(key) is None and shelf.get(["x"]) is None
+    assert shelf.used == 80 and shelf.get(key) is None and shelf.get(["x"]) is None
 
 
 def test_the_shelf_keeps_nothing_for_ever(monkeypatch):

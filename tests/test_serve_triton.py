@@ -31,7 +31,7 @@ from sam3lab.serve.triton.signature import OPEN, STAGES, Tensor
 from tests import triton_server
 from tests.triton_server import TritonServer
 
-triton = pytest.importorskip("tritonclient.grpc", reason="pip install sam3lab[triton]")
+triton = pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
 from google.protobuf import text_format  # noqa: E402 (comes with tritonclient)
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup  # noqa: E402
 from tritonclient.utils import InferenceServerException  # noqa: E402
@@ -350,9 +350,15 @@ def test_the_command_s_defaults_follow_the_back_end(tmp_path, monkeypatch):
     assert asked == [("fp32", "cpu"), ("fp32", "cpu"), ("fp16", "cuda")]
 
 
+def test_a_runtime_for_a_back_end_that_is_one_is_refused(tmp_path, capsys):
+    assert main(["triton-repository", "--out", str(tmp_path / "models"), "--runtime", "openvino"]) == 2
+    assert "--runtime is for --backend python alone, and onnxruntime is its own" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_triton_s_protobuf_the_command_names_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
-    with pytest.raises(UserError, match=r"pip install 'sam3lab\[triton\]'"):
+    with pytest.raises(UserError, match=r"pip install .* -e '\.\[triton\]'"):
         repository.write(tmp_path / "models", settings(backend="python"))
 
 

@@ -5,16 +5,20 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import Future
 from email.message import Message
 from typing import Annotated, TypeVar
 
 import starlette.requests
-from fastapi import FastAPI, Form, Request, Response
+from fastapi import FastAPI, Form, Request, Response, Security
 from fastapi.routing import APIRoute
+from fastapi.security import APIKeyHeader, HTTPBearer
 from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from sam3lab import __version__
 from sam3lab.serve import problems, work
@@ -22,10 +26,10 @@ from sam3lab.serve.access import Access
 from sam3lab.serve.body import BodyLimits
 from sam3lab.serve.container import Picture
 from sam3lab.serve.decode import MAX_BYTES, examine, normalise_prompts, pixels
-from sam3lab.serve.observe import Metrics, Observe
+from sam3lab.serve.observe import PATHS, Metrics, Observe
 from sam3lab.serve.request import Answer, Late, NotReady
 from sam3lab.serve.request import Request as Question
-from sam3lab.serve.schema import FORM_LIMITS, Segmentation, SegmentForm
+from sam3lab.serve.schema import FORM_LIMITS, PROBLEM, REFUSALS, Segmentation, SegmentForm, describe_problems
 from sam3lab.serve.settings import Settings
 
 GRACE = 2.0  # seconds after a request's deadline in which the service has to say that it is late
@@ -43,7 +47,7 @@ def create_app(
     """
     settings = settings or Settings()
     metrics = Metrics(service)
-    pools = work.Pools(settings.decoders, settings.decodes_waiting)
+    pools = work.Pools(settings.decoders, settings.decodes_waiting, settings.timeout)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -51,7 +55,8 @@ def create_app(
             try:
                 work.warm_up()
                 service.start()
-                problems.log.info("ready: %s", ", ".join(service.engines))
+                if ready := [name for name, each in service.status()["engines"].items() if each["state"] == "ready"]:
+                    problems.log.info("ready: %s", ", ".join(ready))
             except BaseException as error:
                 failed(error)
 
@@ -67,8 +72,11 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # their scripts come from other hosts; any client reads /openapi.json
         redoc_url=None,
-        responses={"default": {"description": "a problem", "content": _PROBLEM}},
+        responses={"default": {"description": "a problem", "content": PROBLEM}},
     )
+    describe_problems(app)
+    guards = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
+    guarded = guards if settings.api_key else []  # for the description; Access is what guards
     app.state.pools = pools
     problems.add_handlers(app)
     # the last one added is the first one asked
@@ -90,7 +98,8 @@ def create_app(
             return admit
 
     async def segment(form: Annotated[SegmentForm, Form(media_type="multipart/form-data")], request: Request):
-        begun, gone = time.monotonic(), threading.Event()
+        begun, gone, size = time.monotonic(), threading.Event(), 0
+        deadline = begun + settings.timeout
         if (form.image.size or 0) > MAX_BYTES:
             raise HTTPException(413, f"the image has more than {MAX_BYTES // 10**6} MB; send a smaller one")
         prompts = normalise_prompts(form.prompt)
@@ -100,23 +109,29 @@ def create_app(
             with form.image.file as file:
                 return examine(file.read())
 
+        def late() -> Late:
+            wait = max(pools.decoding(size).wait, pools.encoding(size).wait)
+            return Late(f"there was no answer within {settings.timeout:g} s", wait)
+
         def submit(picture: Picture) -> "Future[Answer]":
             photograph = pixels(picture)
-            earlier["decode"] = (time.monotonic() - begun) * 1000
+            decoded = time.monotonic()
+            earlier["decode"] = (decoded - begun) * 1000
             if gone.is_set():
                 raise problems.ClientGone
-            return service.submit(Question(photograph, prompts, form.threshold, form.engine, settings.timeout))
+            if decoded >= deadline:
+                raise late()
+            return service.submit(Question(photograph, prompts, form.threshold, form.engine, deadline - decoded))
 
         try:
-            picture = await pools.decoding(0).run(read)
+            picture = await _while_wanted(request, pools.decoding(0).run(read), deadline, late)
             size = math.prod(picture.size)
-            pending = await _while_wanted(request, pools.decoding(size).run(submit, picture), settings.timeout)
+            pending = await _while_wanted(request, pools.decoding(size).run(submit, picture), deadline, late)
             del picture  # which may be 20 MB
-            deadline = time.monotonic() + settings.timeout
-            answer = await _while_wanted(request, asyncio.wrap_future(pending), settings.timeout + GRACE)
+            answer = await _while_wanted(request, asyncio.wrap_future(pending), deadline + GRACE, late)
             parts = form.threshold, form.mask_threshold, earlier, begun, deadline, gone
             encoding = pools.encoding(size).run(_encoded, answer, *parts)
-            found, content = await _while_wanted(request, encoding, settings.timeout)
+            found, content = await _while_wanted(request, encoding, deadline, late)
         finally:
             gone.set()
         metrics.answered(found.milliseconds)
@@ -130,26 +145,43 @@ def create_app(
         response_model=Segmentation,
         form_limits=FORM_LIMITS,
         summary="Find what prompts name in an image",
-        responses={code: {"description": sentence, "content": _PROBLEM} for code, sentence in _REFUSALS.items()},
+        responses=REFUSALS,
+        dependencies=guarded,
     )
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", summary="Whether the process is alive")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/readyz", summary="Whether a request would be taken", responses={503: {"content": _PROBLEM}})
+    @app.head("/readyz", include_in_schema=False)
+    @app.get("/readyz", summary="Whether a request would be taken", responses={503: REFUSALS[503]})
     def readyz(request: Request) -> dict[str, str | bool]:
         status = service.status()
         if not status["ready"]:
             raise NotReady(status["reason"] or "the service is starting")
         return {"ready": True, "engine": status["engine"], "reason": status["reason"]}
 
-    @app.get("/metrics", summary="Prometheus' metrics", response_class=Response)
+    @app.head("/metrics", include_in_schema=False)
+    @app.get("/metrics", summary="Prometheus' metrics", response_class=PlainTextResponse, dependencies=guarded)
     def scrape(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(metrics.registry), media_type=content_type)
 
+    for path in PATHS:  # before the page's route, which takes every other
+        methods = {method for route in app.routes if route.path == path for method in route.methods}
+        app.router.routes.append(Route(path, _NotAllowed(methods)))
     return app
+
+
+class _NotAllowed:
+    """ASGI application of a path, for what it is asked by other methods than those."""
+
+    def __init__(self, methods: Iterable[str]):
+        self.headers = {"Allow": ", ".join(sorted(methods))}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise HTTPException(405, headers=self.headers)
 
 
 def _encoded(*arguments) -> tuple[Segmentation, bytes]:
@@ -167,17 +199,21 @@ def _check_form(content_type: str) -> None:
         raise HTTPException(415, "the form's text must be in UTF-8")
 
 
-async def _while_wanted(request: Request, result: Awaitable[T], timeout: float) -> T:
-    """The result, unless the client goes before or it takes longer than `timeout` seconds; it is cancelled then."""
+async def _while_wanted(request: Request, result: Awaitable[T], deadline: float, late: Callable[[], Late]) -> T:
+    """The result; or where there is none at the deadline what `late` gives, raised; or ClientGone. It is cancelled then.
+
+    deadline: in time.monotonic()'s seconds.
+    """
     wanted = asyncio.ensure_future(result)
     left = asyncio.ensure_future(_disconnect(request))
     try:
+        timeout = max(0.0, deadline - time.monotonic())
         await asyncio.wait((wanted, left), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if wanted.done():
             return wanted.result()
         if left.done():
             raise problems.ClientGone
-        raise Late(f"there was no answer within {timeout:g} s; try again later")
+        raise late()
     finally:
         wanted.cancel()
         left.cancel()
@@ -186,16 +222,3 @@ async def _while_wanted(request: Request, result: Awaitable[T], timeout: float) 
 async def _disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-_PROBLEM = {"application/problem+json": {"schema": problems.Problem.model_json_schema()}}
-_REFUSALS = {
-    400: "the body is no form",
-    401: "an API key is needed",
-    408: "the body came too slowly",
-    413: "the image has too many bytes",
-    415: "the body is no multipart form, or compressed",
-    422: "the image, a prompt or a number is not what is asked for",
-    429: "the queue is full; the header Retry-After says for how long",
-    503: "no engine can answer now, or none could in time; the header Retry-After says when to try again",
-}

@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sam3lab.serve import problems
+from sam3lab.serve.request import Busy
 from sam3lab.serve.settings import Settings
 
 
@@ -40,6 +41,8 @@ class BodyLimits:
             await problems.response(scope, status, sentence, headers=refusal.headers)(scope, receive, send)
         finally:
             self.held -= body.taken
+            if body.gone:
+                problems.gone(scope)
 
     def _check(self, headers: Headers) -> None:
         """Refuse what the head alone tells."""
@@ -54,11 +57,11 @@ class BodyLimits:
 
 
 class _Body:
-    """One request's body, and how much of it was taken."""
+    """One request's body, how much of it was taken, and whether its client went before its end."""
 
     def __init__(self, limits: BodyLimits, receive: Receive):
         self.limits, self.settings, self._receive = limits, limits.settings, receive
-        self.taken, self.complete = 0, False
+        self.taken, self.complete, self.gone = 0, False, False
         self.deadline = asyncio.get_running_loop().time() + self.settings.body_seconds
 
     async def receive(self) -> Message:
@@ -78,6 +81,7 @@ class _Body:
             if self.taken > self.settings.body_bytes:
                 raise self.limits.too_large()
             if self.limits.held > self.settings.held_bytes:
-                raise HTTPException(429, "too many images are being sent; try again in a moment", {"Retry-After": "1"})
+                raise HTTPException(429, *problems.told(Busy("too many images are being sent")))
             self.complete = not message.get("more_body", False)
+        self.gone = message["type"] == "http.disconnect"
         return message

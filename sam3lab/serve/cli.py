@@ -75,7 +75,10 @@ def run(args: argparse.Namespace) -> int:
     wanted = {"queue": args.queue, "timeout": args.timeout, "candidates": args.candidates}
     limits = Limits(**wanted, batching=not args.no_batching, **caches)
     hosts = (*LOOPBACK, args.host, *args.allowed_host) if is_loopback(args.host) or args.allowed_host else ()
-    settings = Settings(key, tuple(name.lower() for name in hosts), args.checkpoint, args.timeout)
+    names = tuple(name.lower() for name in hosts)
+    # what may wait for an engine may come all at once, and waits to be decoded before
+    waiting = max(Settings.decodes_waiting, args.queue)
+    settings = Settings(key, names, args.checkpoint, args.timeout, decodes_waiting=waiting)
 
     from sam3lab.serve.server import run
     from sam3lab.serve.service import Service

@@ -11,7 +11,7 @@ from sam3lab.serve.health import Backoff, Health
 from sam3lab.serve.messages import Facts, Order
 from sam3lab.serve.request import Answer, NotReady, ServiceError, WorkerLost
 from sam3lab.serve.spec import EngineSpec, Limits
-from sam3lab.serve.tally import Tally
+from sam3lab.serve.tally import OF_ENGINES, Tally
 from sam3lab.serve.waiting import Job, Waiting, now
 from sam3lab.serve.worker_process import WorkerProcess
 
@@ -134,6 +134,7 @@ class Engine:
             "restarts": max(0, self.starts - 1),
             "seconds_a_request": self.pace,
             "caches": self.tally.caches(),
+            "counts": {name: self.tally.counts[name] for name in OF_ENGINES},
         }
 
     # Its own thread
@@ -259,7 +260,7 @@ class Engine:
             if isinstance(outcome, Found):
                 self._answer(job, outcome, reason, begin)
             else:
-                self._router.failed(self, job, failures.PHRASES[outcome.kind])
+                self._router.failed(self, job, failures.PHRASES[outcome.kind], again=outcome.kind != failures.ERROR)
         return lost
 
     def _batch_lost(self, jobs: list[Job], taken: bool) -> tuple[str, str]:
@@ -272,13 +273,13 @@ class Engine:
                 job.returned = True
             self._waiting.put_back(jobs)  # the worker died before it had them
             return "", ""
-        error = WorkerLost(f"the worker of {self.name} died with the request; it may be sent again")
+        error = WorkerLost(f"the worker of {self.name} died with the request")
         for job in jobs:
             job.refuse(NotReady("the service is closing") if self._closing else error)
         return "", ""
 
     def _hung_for(self) -> str:
-        return f"did not answer within {self._patience():g} s"
+        return f"did not answer within {self._patience():.1f} s"
 
     def _answer(self, job: Job, found: Found, why: str, begin: float) -> None:
         times = {"queue": 1000 * (begin - job.queued), "preprocess": job.preprocess} | found.milliseconds

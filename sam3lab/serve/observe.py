@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sam3lab.serve import problems
+from sam3lab.serve.tally import OF_ENGINES, OF_SERVICE
 
 PATHS = ("/v1/segment", "/healthz", "/readyz", "/metrics", "/openapi.json")
 STAGES = ("decode", "queue", "preprocess", "image", "text", "detect", "download", "postprocess", "total")
@@ -28,7 +29,7 @@ class Metrics:
         )
         self.stages = Histogram(
             "sam3lab_stage_seconds",
-            "time of answered requests by stage; those from image to detect are of the whole batch",
+            "time of answered requests by stage; those from image to download are of the whole batch",
             ("stage",),
             buckets=_BUCKETS,
             registry=self.registry,
@@ -55,8 +56,14 @@ class _ServiceCollector:
 
     def collect(self) -> Iterator[Metric]:
         for name, value in sorted(self.service.counters().items()):
-            yield CounterMetricFamily(f"sam3lab_service_{_metric(name)}", f"the service's count of {name}", value=value)
+            sentence = OF_SERVICE.get(name) or OF_ENGINES.get(name, name)
+            yield CounterMetricFamily(f"sam3lab_service_{_metric(name)}", sentence, value=value)
         status = self.service.status()
+        for name, sentence in OF_ENGINES.items():
+            counts = CounterMetricFamily(f"sam3lab_engine_{name}", sentence, labels=["engine"])
+            for engine, each in status["engines"].items():
+                counts.add_metric([engine], each.get("counts", {}).get(name, 0))
+            yield counts
         yield GaugeMetricFamily("sam3lab_ready", "1 where a request would be taken", value=bool(status["ready"]))
         yield GaugeMetricFamily("sam3lab_queued", "requests that wait for an engine", value=status["queued"])
         answers = GaugeMetricFamily("sam3lab_engine_answers", "1 for the engine that answers now", labels=["engine"])

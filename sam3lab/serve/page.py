@@ -15,8 +15,7 @@ from starlette.routing import Mount
 from sam3lab.serve.decode import MAX_BYTES
 from sam3lab.serve.page_examples import examples
 from sam3lab.serve.page_gate import Gate
-from sam3lab.serve.page_handlers import AUTOMATIC, Handlers
-from sam3lab.serve.request import FLOOR
+from sam3lab.serve.page_handlers import AUTOMATIC, FINENESS, THRESHOLDS, Handlers
 from sam3lab.serve.settings import Settings
 
 HERE = Path(__file__).parent
@@ -137,8 +136,7 @@ def build(handlers: Handlers) -> gr.Blocks:
                 result = gr.AnnotatedImage(label="Result", elem_id="result", buttons=["fullscreen"])
                 with gr.Row(elem_id="sliders"):
                     threshold = gr.Slider(
-                        FLOOR,
-                        0.99,
+                        *THRESHOLDS,
                         0.5,
                         step=0.01,
                         label="Detection threshold",
@@ -147,8 +145,7 @@ def build(handlers: Handlers) -> gr.Blocks:
                         elem_id="threshold",
                     )
                     fineness = gr.Slider(
-                        0.05,
-                        0.95,
+                        *FINENESS,
                         0.5,
                         step=0.01,
                         label="Mask fineness",
@@ -169,9 +166,19 @@ def build(handlers: Handlers) -> gr.Blocks:
         }
         gr.on([blocks.load, starting.tick], handlers.status, None, [head, starting], show_progress="hidden", **PRIVATE)
         image.upload(
-            handlers.accept, [image, picture_key], [image, picture_key, notice], show_progress="hidden", **PRIVATE
+            handlers.accept,
+            [image, picture_key, answer_key],
+            [image, picture_key, *drawn, answer_key, notice],
+            show_progress="hidden",
+            **PRIVATE,
         )
-        image.clear(handlers.forget, picture_key, [picture_key, notice], show_progress="hidden", **PRIVATE)
+        image.clear(
+            handlers.forget,
+            [picture_key, answer_key],
+            [picture_key, *drawn, answer_key, notice],
+            show_progress="hidden",
+            **PRIVATE,
+        )
         gallery.select(
             handlers.choose, picture_key, [image, text, picture_key, notice], show_progress="hidden", **PRIVATE
         ).success(**ask)

@@ -17,7 +17,7 @@ from sam3lab.serve.decode import MAX_BYTES, decode, examine, normalise_prompts
 from sam3lab.serve.page_examples import Example
 from sam3lab.serve.page_picture import Picture, picture
 from sam3lab.serve.page_shelf import Shelf
-from sam3lab.serve.request import Request, ServiceError
+from sam3lab.serve.request import FLOOR, Late, Request, ServiceError
 from sam3lab.serve.work import Pools
 
 LOGGER = logging.getLogger(__name__)
@@ -25,6 +25,8 @@ KEPT_BYTES = 128 << 20  # of pictures, and as much of answers, for all visitors 
 LIFE = 3600.0  # seconds for which one is kept, if there is room
 
 AUTOMATIC = "automatic"
+THRESHOLDS, FINENESS = (FLOOR, 0.99), (0.05, 0.95)  # the ends of the sliders
+NO_ANSWER = None, "", "", ""  # result, table, timing, answer's key
 
 
 class Handlers:
@@ -50,18 +52,22 @@ class Handlers:
         """How things stand. Returns head, and the timer that asks again until the service is ready."""
         return self.head(), gr.update(active=not self.service.ready)
 
-    async def accept(self, upload: dict | None, old: str):
-        """An image was dropped, pasted or picked: decode it, keep it, show it. Returns image, picture's key, notice."""
-        return await self._guard(lambda: self._accept(upload, old), (None, ""))
+    async def accept(self, upload: dict | None, old: str, answer: str):
+        """An image was dropped, pasted or picked: decode it, keep it, show it, and nothing of the one before.
+
+        Returns image, picture's key, result, table, timing, answer's key, notice.
+        """
+        return await self._guard(lambda: self._accept(upload, old, answer), (None, "", *_keep(4)))
 
     async def choose(self, event: gr.SelectData, old: str):
         """An example was picked. Returns image, its prompts, picture's key, notice."""
         return await self._guard(lambda: self._choose(event.index, old), _keep(3))
 
-    async def forget(self, old: str):
-        """The image was cleared. Returns picture's key, notice."""
+    async def forget(self, old: str, answer: str):
+        """The image was cleared. Returns picture's key, result, table, timing, answer's key, notice."""
         self.pictures.drop(old)
-        return "", ""
+        self.answers.drop(answer)
+        return "", *NO_ANSWER, ""
 
     async def run(self, picture_key: str, text: str, engine: str, threshold: float, fineness: float, old: str):
         """Ask the model. Returns result, table, timing, answer's key, notice."""
@@ -80,8 +86,8 @@ class Handlers:
         except UserError as error:
             return *otherwise, view.notice(str(error))
         except ServiceError as error:
-            said = re.sub(r"; try again in .*$", "", str(error))  # which the page says in its own way
-            return *otherwise, view.notice(f"{view.sentence(said)} Try again in {_seconds(error.retry_after)}.")
+            again = "" if error.seconds is None else f" Try again in {_seconds(error.seconds)}."
+            return *otherwise, view.notice(view.sentence(str(error)) + again)
         except Exception as error:
             LOGGER.exception("the page failed")
             return *otherwise, view.notice(
@@ -89,12 +95,14 @@ class Handlers:
                 "still here: try again"
             )
 
-    async def _accept(self, upload: dict | None, old: str):
+    async def _accept(self, upload: dict | None, old: str, answer: str):
         self.pictures.drop(old)
         path = upload.get("path") if isinstance(upload, dict) else None
         if not isinstance(path, str):
             raise UserError("there is no image: drop one, paste one, or pick an example")
-        return self._keep(await self._picture(lambda: _file(Path(path)), "your image"))
+        kept = self._keep(await self._picture(lambda: _file(Path(path)), "your image"))
+        self.answers.drop(answer)
+        return *kept, *NO_ANSWER
 
     async def _choose(self, index: object, old: str):
         if not isinstance(index, int) or not 0 <= index < len(self.examples):
@@ -114,7 +122,8 @@ class Handlers:
         return {"url": new.shown, "path": None, "orig_name": None}, self.pictures.put(new)
 
     async def _run(self, picture_key: str, text: str, engine: str, threshold: float, fineness: float, old: str):
-        threshold, fineness = number(threshold, "detection threshold"), number(fineness, "mask fineness")
+        deadline = time.monotonic() + self.timeout
+        numbers = number(threshold, "detection threshold", THRESHOLDS), number(fineness, "mask fineness", FINENESS)
         if not picture_key:
             raise UserError("there is no image yet: drop one, paste one, or pick an example")
         prompts = normalise_prompts(split(text))
@@ -123,27 +132,30 @@ class Handlers:
             raise UserError("the image is not kept any more: give it again")
         self.service.check_admission()
         decoding = self.pools.decoding(math.prod(chosen.size))
-        future, decode_ms = await decoding.run(self._submit, chosen, prompts, engine, threshold)
+        future, decode_ms = await decoding.run(self._submit, chosen, prompts, engine, numbers[0], deadline)
         # Cancelled with this coroutine, so that nobody's request is not run for nobody.
         answer = await asyncio.wrap_future(future)
         kept = view.Kept(answer, chosen, decode_ms)
-        outputs = await self._drawn(kept, threshold, fineness)
+        outputs = await self._drawn(kept, *numbers)
         self.answers.drop(old)
         return *outputs, self.answers.put(kept)
 
-    def _submit(self, chosen: Picture, prompts: tuple[str, ...], engine: str, threshold: float):
+    def _submit(self, chosen: Picture, prompts: tuple[str, ...], engine: str, threshold: float, deadline: float):
         begin = time.perf_counter()
         photograph: np.ndarray = decode(chosen.data)
         decode_ms = 1e3 * (time.perf_counter() - begin)
-        name = "" if engine == AUTOMATIC else engine
-        return self.service.submit(Request(photograph, prompts, threshold, name, self.timeout)), decode_ms
+        name, left = "" if engine == AUTOMATIC else engine, deadline - time.monotonic()
+        if left <= 0:
+            wait = self.pools.decoding(math.prod(chosen.size)).wait
+            raise Late(f"there was no answer within {self.timeout:g} s", wait)
+        return self.service.submit(Request(photograph, prompts, threshold, name, left)), decode_ms
 
     async def _redraw(self, key: str, threshold: float, fineness: float):
-        threshold, fineness = number(threshold, "detection threshold"), number(fineness, "mask fineness")
+        numbers = number(threshold, "detection threshold", THRESHOLDS), number(fineness, "mask fineness", FINENESS)
         kept = self.answers.get(key)
         if kept is None:
             raise UserError("the last answer is not kept any more: press Segment again")
-        return await self._drawn(kept, threshold, fineness)
+        return await self._drawn(kept, *numbers)
 
     async def _drawn(self, kept: view.Kept, threshold: float, fineness: float):
         # Masks are drawn as large as the picture is shown, however large the photograph is.
@@ -181,11 +193,14 @@ def split(text: object) -> list[str]:
     return list(dict.fromkeys(prompts))
 
 
-def number(value: object, name: str) -> float:
-    """A slider's value. Raises UserError for what is no number from 0 to 1."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise UserError(f"the {name} {value!r:.40} is no number from 0 to 1; move the slider")
-    return float(value)
+def number(value: object, name: str, ends: tuple[float, float]) -> float:
+    """A slider's value: what its field becomes when a number beyond the slider's ends is typed into it.
+
+    Raises UserError for what is no finite number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -math.inf < value < math.inf:
+        raise UserError(f"the {name} {value!r:.40} is no number; move the slider")
+    return float(min(max(value, ends[0]), ends[1]))
 
 
 def _keep(count: int) -> tuple[dict, ...]:
@@ -193,5 +208,5 @@ def _keep(count: int) -> tuple[dict, ...]:
     return tuple(gr.skip() for _ in range(count))
 
 
-def _seconds(retry_after: float) -> str:
-    return "a second" if retry_after <= 1 else f"about {retry_after:.0f} seconds"
+def _seconds(number: int) -> str:
+    return "a second" if number == 1 else f"{number} seconds"

@@ -51,7 +51,8 @@ def picture(data: bytes, photograph: np.ndarray, title: str) -> Picture:
 def mask_uri(mask: np.ndarray, rgb: tuple[int, int, int], number: int, taken: list[tuple[int, int, int, int]]) -> str:
     """A mask bool [h,w] as the data URI of a transparent PNG of that size: filled, outlined, and with its number on it.
 
-    The number is written where none of `taken` (x0 y0 x1 y1 of the numbers of other masks) is, and its place added.
+    taken: x0 y0 x1 y1 of the numbers of the masks that this one lies on, which it leaves open; its own is written
+    elsewhere, if it can be, and added.
     """
     height, width = mask.shape
     layer = np.zeros(mask.shape, dtype=np.uint8)
@@ -66,6 +67,8 @@ def mask_uri(mask: np.ndarray, rgb: tuple[int, int, int], number: int, taken: li
         part[inside] = INSIDE
         part[inside & ~shrunk(inside, line)] = OUTLINE
         part[~inside & ~shrunk(~inside, 1)] = EDGE
+    for x0, y0, x1, y1 in taken:
+        layer[y0 : y1 + 1, x0 : x1 + 1] = CLEAR
     picture = Image.fromarray(layer)
     if rows.size:
         _badge(picture, mask, str(number), rgb, taken)

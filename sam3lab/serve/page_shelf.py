@@ -21,7 +21,7 @@ class Shelf(Generic[T]):
     """Things by a key that cannot be guessed, so that whoever has the key may have the thing.
 
     What has not been used for longest goes when `capacity` bytes are full, and `life` seconds after it was put there
-    everything does. A thing larger than the capacity is not kept at all. Safe to use from several threads.
+    everything does. A thing larger than the capacity is not kept, and pushes nothing out. Safe to use from several threads.
     """
 
     def __init__(self, capacity: int, life: float):
@@ -33,12 +33,13 @@ class Shelf(Generic[T]):
         """Keep it; returns its key."""
         key, size, now = secrets.token_urlsafe(16), thing.nbytes, time.monotonic()
         with self._lock:
-            self._things[key] = thing, size, now + self.life
-            self.used += size
             for old in [each for each, (_, _, ends) in self._things.items() if ends < now]:
                 self._remove(old)
-            while self.used > self.capacity:
-                self._remove(next(iter(self._things)))
+            if size <= self.capacity:
+                while self.used + size > self.capacity:
+                    self._remove(next(iter(self._things)))
+                self._things[key] = thing, size, now + self.life
+                self.used += size
         return key
 
     def get(self, key: object) -> T | None:

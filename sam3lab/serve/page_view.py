@@ -9,7 +9,7 @@ import numpy as np
 from sam3lab.draw import colour, is_light
 from sam3lab.model.checkpoint import is_random
 from sam3lab.serve.page_picture import Picture, mask_uri
-from sam3lab.serve.request import Answer, Candidates
+from sam3lab.serve.request import FLOOR, Answer, Candidates
 
 MOST = 60  # instances drawn: more can be neither told apart nor sent to a phone
 # Steps that a page's answer goes through, each with its colour in the bar; others are grey.
@@ -123,7 +123,8 @@ def table(kept: Kept, found: Sequence[Instance], left_out: int, threshold: float
     missing = [prompt for prompt in kept.answer.prompts if prompt not in named] if not left_out else []
     if missing:
         names = ", ".join(f"“{escape(prompt)}”" for prompt in missing)
-        parts.append(f"<p>Nothing scores over {threshold:g} for {names}; a lower detection threshold shows more.</p>")
+        lower = "; a lower detection threshold shows more" if threshold > FLOOR else ""
+        parts.append(f"<p>Nothing scores over {threshold:g} for {names}{lower}.</p>")
     return "".join(parts)
 
 

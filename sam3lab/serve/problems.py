@@ -2,7 +2,6 @@
 
 import http
 import logging
-import math
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -63,15 +62,28 @@ def response(
     return JSONResponse(problem.model_dump(), status, headers, media_type="application/problem+json")
 
 
+def gone(scope: Scope) -> None:
+    """The client of the request went; whatever it is answered, nobody reads it. For the metrics."""
+    scope[_CODE] = CODES[499]
+
+
 def outcome(scope: Scope, status: int) -> str:
     """One of OUTCOMES, for the metrics."""
     return scope.get(_CODE) or ("ok" if status < 400 else CODES.get(status, "other"))
 
 
 def service_problem(scope: Scope, error: ServiceError) -> JSONResponse:
-    """429 where the queue is full, 503 otherwise, with the seconds after which to try again."""
+    """429 where the queue is full, 503 otherwise."""
     status, code = next((found for kind, found in _ERRORS.items() if isinstance(error, kind)), (503, CODES[503]))
-    return response(scope, status, str(error), code, {"Retry-After": str(max(1, math.ceil(error.retry_after)))})
+    sentence, headers = told(error)
+    return response(scope, status, sentence, code, headers)
+
+
+def told(error: ServiceError) -> tuple[str, dict[str, str]]:
+    """What a client is told of it, and the header that goes with that: when to try again, where that may help."""
+    if error.seconds is None:
+        return str(error), {}
+    return f"{error}; try again in {error.seconds} s", {"Retry-After": str(error.seconds)}
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -96,8 +108,8 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ClientGone)
     def _(request: Request, error: ClientGone) -> Response:
-        request.scope[_CODE] = CODES[499]
-        return Response(status_code=499)  # nobody reads it; the log does
+        gone(request.scope)
+        return Response(status_code=499)  # for the log
 
     @app.exception_handler(Exception)
     def _(request: Request, error: Exception) -> Response:

@@ -1,5 +1,6 @@
 """What is asked of an engine, what it answers, and how it says no."""
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,11 +74,18 @@ class Answer:
 
 
 class ServiceError(Exception):
-    """A request that was right, and cannot be answered now. retry_after: seconds after which it may be."""
+    """A request that was right, and was not answered. The message says what is wrong; retry_after: the seconds after
+    which the same request may be answered, None where it would fare no better.
+    """
 
-    def __init__(self, message: str, retry_after: float = 1.0):
+    def __init__(self, message: str, retry_after: float | None = 1.0):
         super().__init__(message)
         self.retry_after = retry_after
+
+    @property
+    def seconds(self) -> int | None:
+        """`retry_after` as people and programs are told it: whole, and at least one."""
+        return None if self.retry_after is None else max(1, math.ceil(self.retry_after))
 
 
 class Busy(ServiceError):

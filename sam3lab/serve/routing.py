@@ -33,18 +33,26 @@ class Routing:
         trusted = [engine for engine in running if engine.health.trusted or engine is not self.engines[0]]
         return next(iter(trusted or running), None)
 
-    def expected_wait(self) -> float:
-        """Seconds until a request that came now would be taken."""
-        engine = self.answering()
-        return len(self._waiting) * engine.pace + engine.busy_for() if engine else 0.0
+    def expected_wait(self, name: str = "") -> float:
+        """Seconds until a request that came now, for the engine of that name or for any, would be taken."""
+        engine = self._expected(name)
+        if engine is None:
+            return 0.0
+        return len(self._waiting) * engine.pace + (engine.busy_for() if engine.running else engine.back_in())
 
-    def expected_answer(self) -> float:
+    def expected_answer(self, name: str = "") -> float:
         """Seconds until it would be answered: those, and its own batch, of what waits with it."""
-        engine = self.answering()
+        engine = self._expected(name)
         if engine is None:
             return 0.0
         together = min(len(self._waiting) + 1, self._limits.images) if self._limits.batching else 1
-        return self.expected_wait() + together * engine.pace
+        return self.expected_wait(name) + together * engine.pace
+
+    def _expected(self, name: str) -> Engine | None:
+        """The engine that would take such a request: where none runs, the one that may be back first."""
+        engines = [engine for engine in self.engines if name in ("", engine.name)]
+        answering = None if name else self.answering()
+        return answering or min(engines, key=Engine.back_in, default=None)
 
     def reason(self) -> str:
         """Why the first engine does not answer; empty where it does."""
@@ -76,8 +84,11 @@ class Routing:
             return ""
         return job.reason or self.reason() or f"the wait for {self.engines[0].name} was over {self._limits.wait:g} s"
 
-    def failed(self, engine: Engine, job: Job, reason: str) -> None:
-        """The engine failed on a job: another one is to have it, if there is one, or it ends in an error."""
+    def failed(self, engine: Engine, job: Job, reason: str, again: bool = True) -> None:
+        """The engine failed on a job: another one is to have it, if there is one, or it ends in an error.
+
+        again: whether the same job may fare better another time.
+        """
         with self._changed:
             job.tried.add(engine.name)
             job.reason = f"{engine.name} {reason}"
@@ -86,9 +97,10 @@ class Routing:
                 self.counts["moved"] += 1
                 self._waiting.put_back([job])
         if not left:
-            every = len(job.tried) > 1
-            which = "every engine that it was given to" if every else engine.name
-            job.refuse(ServiceError(f"{which} failed on the request{'; the last' * every}: {job.reason}"))
+            what = "the request was not answered"
+            if len(job.tried) > 1:
+                what = "every engine that it was given to failed on the request; the last"
+            job.refuse(ServiceError(f"{what}: {job.reason}", engine.back_in() if again else None))
 
     def changed(self) -> None:
         """An engine's state is another one: counts and logs where that changes who answers."""

@@ -2,10 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import UploadFile
+from fastapi import FastAPI, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
+from sam3lab.model.config import CONTEXT
 from sam3lab.serve.decode import MAX_BYTES, MAX_CHARACTERS, MAX_PIXELS, MAX_PROMPTS
+from sam3lab.serve.problems import Problem
 
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 FORM_LIMITS = {"max_files": 1, "max_fields": MAX_PROMPTS + 8, "max_part_size": 8_192}
@@ -23,7 +25,8 @@ class SegmentForm(BaseModel):
     prompt: list[str] = Field(
         min_length=1,
         max_length=MAX_PROMPTS,
-        description=f"a thing to find, in at most {MAX_CHARACTERS} characters; repeat the field for several",
+        description=f"a thing to find, in at most {MAX_CHARACTERS} characters and {CONTEXT} tokens of CLIP's, start and end "
+        "included; repeat the field for several",
     )
     threshold: Probability = Field(0.5, description="detection threshold: the score that an instance must exceed")
     mask_threshold: Probability = Field(0.5, description="the probability that a pixel of a mask must exceed")
@@ -66,4 +69,38 @@ class Segmentation(BaseModel):
     reason: str = Field(description="why it was not the first one; else empty")
     batch: int = Field(description="requests that were computed together")
     cached: Cached
-    milliseconds: dict[str, float] = Field(description="wall time by step, in order; from image to detect the batch's")
+    milliseconds: dict[str, float] = Field(
+        description="wall time by step, in order; from image to download the batch's"
+    )
+
+
+PROBLEM = {"application/problem+json": {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}}
+_RETRY_AFTER = {"description": "seconds after which to try again", "schema": {"type": "integer", "minimum": 1}}
+_SENTENCES = {
+    400: "the body is no form",
+    401: "an API key is needed",
+    408: "the body came too slowly",
+    413: "the image has too many bytes",
+    415: "the body is no multipart form, or compressed",
+    422: "the image, a prompt or a number is not what is asked for",
+    429: "the queue is full; the header Retry-After says for how long",
+    503: "no engine can answer now, or none could in time; the header Retry-After says when to try again, if that may help",
+}
+# as FastAPI wants them
+REFUSALS = {
+    status: {"description": sentence, "content": PROBLEM}
+    | ({"headers": {"Retry-After": _RETRY_AFTER}} if status in (429, 503) else {})
+    for status, sentence in _SENTENCES.items()
+}
+
+
+def describe_problems(app: FastAPI) -> None:
+    """Let `app`'s description have the schema that PROBLEM refers to. (FastAPI's own way would call it JSON.)"""
+    describe = app.openapi
+
+    def openapi() -> dict:
+        description = describe()
+        description["components"]["schemas"][Problem.__name__] = Problem.model_json_schema()
+        return description
+
+    app.openapi = openapi

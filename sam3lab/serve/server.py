@@ -4,7 +4,9 @@ import logging
 import signal
 import socket
 import sys
+import threading
 from dataclasses import replace
+from types import FrameType
 
 import uvicorn
 
@@ -39,6 +41,8 @@ def run(service, settings: Settings, host: str, port: int, page: bool = True) ->
             from sam3lab.serve.page import mount
 
             app = mount(app, service, settings)
+        address, bound = listener.getsockname()[:2]
+        name = f"[{address}]" if ":" in address else address
         config = uvicorn.Config(
             app,
             http=guarded(settings),
@@ -51,12 +55,7 @@ def run(service, settings: Settings, host: str, port: int, page: bool = True) ->
             backlog=BACKLOG,
             timeout_graceful_shutdown=round(settings.timeout + settings.body_seconds),
         )
-        server = uvicorn.Server(config)
-        # uvicorn raises the signal again when it has shut down: exit as a program that has done its work then.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        address, bound = listener.getsockname()[:2]
-        name = f"[{address}]" if ":" in address else address
-        print(f"http://{name}:{bound} takes requests; GET /readyz tells when the model is loaded", flush=True)
+        server = _Server(config, service, f"http://{name}:{bound}")
         try:
             server.run(sockets=[listener])
         except KeyboardInterrupt:
@@ -64,6 +63,29 @@ def run(service, settings: Settings, host: str, port: int, page: bool = True) ->
                 raise
     if failure:
         raise failure[0]
+
+
+class _Server(uvicorn.Server):
+    """Prints its address; and at the second Ctrl-C has the service give up what it holds, at the third leaves it all."""
+
+    def __init__(self, config: uvicorn.Config, service, url: str):
+        super().__init__(config)
+        self._service, self._url = service, url
+        self._closing: threading.Thread | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        # uvicorn raises the signal again when it has shut down: exit as a program that has done its work then.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        print(f"{self._url} takes requests; GET /readyz tells when the model is loaded", flush=True)
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if sig == signal.SIGINT and self.should_exit and self._closing is None:
+            # in a thread, since what the signal has interrupted may hold the service's lock
+            self._closing = threading.Thread(target=self._service.close, name="service-close", daemon=True)
+            self._closing.start()
+        else:
+            super().handle_exit(sig, frame)
 
 
 def _listener(host: str, port: int) -> socket.socket:

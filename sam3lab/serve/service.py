@@ -16,30 +16,12 @@ from sam3lab.serve.preprocess import Preprocessor
 from sam3lab.serve.request import FLOOR, Answer, Busy, Late, NotReady, Request, WorkerLost
 from sam3lab.serve.routing import Routing
 from sam3lab.serve.spec import EngineSpec, Limits
+from sam3lab.serve.tally import OF_ENGINES, OF_SERVICE
 from sam3lab.serve.waiting import Job, Waiting, busy, now
 
 log = logging.getLogger("sam3lab.serve")
 
 _OUTCOMES = {Late: "late", WorkerLost: "worker_lost", NotReady: "not_ready"}
-# What `counters` always has, at zero until it happens.
-_COUNTERS = (
-    *(
-        f"requests_{outcome}"
-        for outcome in ("accepted", "answered", "failed", "cancelled", "busy", *_OUTCOMES.values())
-    ),
-    *(f"{name}_cache_{what}" for name in ("image", "text") for what in ("hits", "misses", "evictions")),
-    *(f"{stage}_stage_calls" for stage in ("image", "text", "detect")),
-    *(
-        "images_encoded",
-        "prompts_encoded",
-        "pairs_detected",
-        "batches",
-        "batched_requests",
-        "memory_failures",
-        "trials",
-        "worker_restarts",
-    ),
-)
 
 
 class Service:
@@ -154,9 +136,9 @@ class Service:
             }
 
     def counters(self) -> dict[str, float]:
-        """What happened since the start, by name; none of it ever decreases."""
+        """What happened since the start, by name, of all engines together; none of it ever decreases."""
         with self._changed:
-            total = Counter(dict.fromkeys(_COUNTERS, 0))
+            total = Counter(dict.fromkeys((*OF_SERVICE, *OF_ENGINES), 0))
             total.update(self._outcomes)
             total.update(self._routing.counts)
             for engine in self._routing.engines:
@@ -195,7 +177,7 @@ class Service:
             if name and wanted[0].state != "ready":
                 raise NotReady(f"{name} {wanted[0].reason}", wanted[0].back_in())
             if self._waiting.full:
-                raise busy(len(self._waiting), self._routing.expected_wait())
+                raise busy(len(self._waiting), self._routing.expected_wait(name))
 
     def _job(self, request: Request, begin: float) -> Job:
         names = (request.engine,) if request.engine else self.engines
@@ -219,13 +201,12 @@ class Service:
         with self._changed:
             if self._closed:
                 raise NotReady("the service is closing")
-            wait = self._routing.expected_wait()
+            wait = self._routing.expected_wait(job.only)
             # where none waits it is tried whatever is expected, which may be from a worse time
-            if len(self._waiting) and now() + (seconds := self._routing.expected_answer()) >= job.deadline:
+            seconds = self._routing.expected_answer(job.only)
+            if len(self._waiting) and now() + seconds >= job.deadline:
                 raise Busy(
-                    f"the request would be answered in about {seconds:.1f} s, and may take {job.timeout:g} s; try again "
-                    f"in {wait:.1f} s",
-                    wait,
+                    f"the request would be answered in about {seconds:.1f} s, and may take {job.timeout:.1f} s", wait
                 )
             self._waiting.put(job, wait)
             self._outcomes["requests_accepted"] += 1
@@ -265,7 +246,8 @@ class Service:
                     times = [each for each in (*times, *(job.deadline for job in held)) if each is not None]
                     self._changed.wait(min(times) - moment if times else None)
                     continue
-            for job in late:
-                job.late()
+                late = [(job, self._routing.expected_wait(job.only)) for job in late]
+            for job, wait in late:
+                job.late(wait)
             for engine in hung:
                 engine.end_hung()

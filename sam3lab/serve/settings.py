@@ -21,7 +21,7 @@ class Settings:
     timeout: seconds that an answer may take, from when its image is there. body_bytes, body_seconds, body_idle: the most
     that a request's body may have, last, and pause. held_bytes: of all bodies together. header_seconds: the longest that
     a connection may take for a request's head. connections: the most at a time. decoders: images that are decoded at a
-    time, and besides them one that is large; decodes_waiting: the most that wait for each of the two.
+    time, and besides them one that is large; decodes_waiting: the most small ones that wait for that.
     """
 
     api_key: str = field(default="", repr=False)

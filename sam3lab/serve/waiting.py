@@ -48,9 +48,9 @@ class Job:
         with contextlib.suppress(InvalidStateError):
             self.future.set_exception(error)
 
-    def late(self) -> None:
+    def late(self, retry_after: float) -> None:
         """As `refuse`, because its time is out."""
-        self.refuse(Late(f"there was no answer within {self.timeout:g} s; ask again, with more time or fewer prompts"))
+        self.refuse(Late(f"no engine answered within {self.timeout:.1f} s", retry_after))
 
 
 class Waiting:
@@ -138,7 +138,7 @@ class Waiting:
 
 def busy(waiting: int, retry_after: float) -> Busy:
     """What a client is told where the queue is full."""
-    return Busy(f"{waiting} requests are waiting already; try again in {retry_after:.1f} s", retry_after)
+    return Busy(f"{waiting} requests are waiting already", retry_after)
 
 
 def _begin(job: Job) -> bool:

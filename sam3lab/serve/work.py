@@ -20,32 +20,52 @@ MAX_INSTANCES = 200  # in one answer
 MAX_MASK_PIXELS = 400_000_000  # of one answer's masks together; of the largest images ten
 
 LARGE = 4_000_000  # pixels; decoding fewer takes a tenth of a second at most
+LARGE_WAITING = 16  # images of more than those that may wait to be decoded
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class Pool:
-    """A few threads, and so many calls that may wait for one; to the next it says Busy at once."""
+    """A few threads, and so many calls that may wait for one. To the next it says Busy at once; so it does to one that
+    would have to wait, and is not expected to end within `patience` seconds.
+    """
 
-    def __init__(self, threads: int, waiting: int, name: str):
+    def __init__(self, threads: int, waiting: int, name: str, patience: float = math.inf):
         self._threads = concurrent.futures.ThreadPoolExecutor(threads, name)
-        self._places = threading.BoundedSemaphore(threads + waiting)
+        self._count, self._most, self._patience = threads, threads + waiting, patience
+        self._lock, self._calls, self._seconds = threading.Lock(), 0, 0.0
+
+    @property
+    def wait(self) -> float:
+        """Seconds until a call that came now would begin, if all that are there take as long as the last one took."""
+        return self._calls * self._seconds / self._count if self._calls >= self._count else 0.0
 
     async def run(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """What the call returns or raises."""
-        if not self._places.acquire(blocking=False):
-            raise Busy("too many images wait to be decoded; try again in a moment")
+        with self._lock:
+            wait = self.wait
+            if self._calls >= self._most or (wait and wait + self._seconds > self._patience):
+                raise Busy("too many images wait to be decoded", wait)
+            self._calls += 1
         try:
-            call = self._threads.submit(function, *arguments, **named)
+            call = self._threads.submit(self._timed, function, *arguments, **named)
         except BaseException:
-            self._places.release()
+            self._ended()
             raise
         call.add_done_callback(self._ended)  # which may be long after its caller has gone
         return await asyncio.wrap_future(call)
 
-    def _ended(self, _: concurrent.futures.Future) -> None:
-        self._places.release()
+    def _timed(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        begun = time.monotonic()
+        try:
+            return function(*arguments, **named)
+        finally:
+            self._seconds = time.monotonic() - begun
+
+    def _ended(self, _: concurrent.futures.Future | None = None) -> None:
+        with self._lock:
+            self._calls -= 1
 
     def close(self) -> None:
         """Returns when the calls that run have ended; those that wait are dropped."""
@@ -55,10 +75,11 @@ class Pool:
 class LargePool(Pool):
     """One thread, for calls that take hundreds of megabytes each and leave none behind."""
 
-    def __init__(self, waiting: int, name: str):
-        super().__init__(1, waiting, name)
+    def __init__(self, waiting: int, name: str, patience: float = math.inf):
+        super().__init__(1, waiting, name, patience)
+        self._seconds = 2.0  # until the first one tells
 
-    def _ended(self, call: concurrent.futures.Future) -> None:
+    def _ended(self, call: concurrent.futures.Future | None = None) -> None:
         super()._ended(call)
         with contextlib.suppress(OSError, AttributeError, TypeError):  # of glibc, which keeps what was freed
             ctypes.CDLL(None).malloc_trim(0)
@@ -67,13 +88,18 @@ class LargePool(Pool):
 class Pools:
     """Where images are decoded, and masks encoded and drawn: one for the whole server, so that its bounds are the
     server's. The large ones, of which each takes seconds and up to a gigabyte, go one at a time and in no one else's
-    way.
+    way. What waits to be decoded has its file's bytes and no pixels.
+
+    threads: images decoded at a time; waiting: how many more may wait; patience: seconds in which they must be decoded.
     """
 
-    def __init__(self, threads: int, waiting: int):
+    def __init__(self, threads: int, waiting: int, patience: float = math.inf):
         # What has been computed is not refused any more: the service's own queue bounds how much that is, and Gradio's
         # how much of it is drawn again.
-        self.decode = Pool(threads, waiting, "decode"), LargePool(waiting, "decode-large")
+        self.decode = (
+            Pool(threads, waiting, "decode", patience),
+            LargePool(LARGE_WAITING, "decode-large", patience),
+        )
         self.encode = Pool(threads, 10_000, "encode"), LargePool(10_000, "encode-large")
 
     def decoding(self, pixels: int) -> Pool:
@@ -115,7 +141,7 @@ def segmentation(
     instances = []
     for prompt, candidate, score in kept:
         if time.monotonic() > deadline or gone.is_set():
-            raise Late("the masks were not ready in time; ask for fewer, with a higher threshold or a smaller image")
+            raise Late("the masks were not ready in time; a higher threshold or a smaller image takes less")
         instances.append(_instance(answer, prompt, candidate, score, mask_threshold))
     ended = time.monotonic()
     after = {"postprocess": (ended - began) * 1000, "total": (ended - begun) * 1000}

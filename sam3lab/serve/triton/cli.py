@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from sam3lab.errors import UserError
 from sam3lab.serve.triton.settings import BACKENDS, RUNTIMES, Settings
 
 
@@ -17,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resolution", type=int, help="image side in pixels, a multiple of 14 (default: the checkpoint's own)")
     add("--precision", help="fp32, tf32, fp16 or bf16 (default: fp16 for tensorrt, else fp32)")
     add("--device", choices=("cpu", "cuda"), help="default: cuda for tensorrt, else cpu")
-    add("--runtime", default="pytorch", choices=RUNTIMES, help="what python models compute with (default: %(default)s)")
+    add("--runtime", choices=RUNTIMES, help="what the models of --backend python compute with (default: pytorch)")
     add("--max-batch", type=int, default=8, metavar="N", help="images computed at once (default: %(default)s)")
     add(
         "--max-prompts",
@@ -52,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     from sam3lab.model.config import check_resolution
     from sam3lab.serve.triton import repository
 
+    if args.runtime and args.backend != "python":
+        raise UserError(f"--runtime is for --backend python alone, and {args.backend} is its own: leave it out")
     checkpoint = resolve(args.checkpoint)
     tensorrt = args.backend == "tensorrt"
     settings = Settings(
@@ -61,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         backend=args.backend,
         precision=args.precision or ("fp16" if tensorrt else "fp32"),
         device=args.device or ("cuda" if tensorrt else "cpu"),
-        runtime=args.runtime,
+        runtime=args.runtime or "pytorch",
         max_batch=args.max_batch,
         max_prompts=args.max_prompts,
         instances=args.instances,

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from sam3lab import install
 from sam3lab.errors import UserError
 from sam3lab.serve.triton.settings import Settings
 from sam3lab.serve.triton.signature import OPEN, STAGES, Signature, Tensor
@@ -149,6 +150,6 @@ def protobuf():
         from tritonclient.grpc import model_config_pb2
     except ImportError as error:
         raise UserError(
-            f"Triton's protobuf cannot be imported ({error}): pip install 'sam3lab[triton]', which brings tritonclient"
+            f"Triton's protobuf cannot be imported ({error}): {install.remedy('triton')}, which brings tritonclient"
         ) from error
     return model_config_pb2

@@ -32,7 +32,7 @@ features can be kept, and be given to `{detect}` with the features of any image.
 
 ## Ask
 
-With `pip install 'sam3lab[triton]'`, as `python client.py localhost:8001 photograph.jpg "red star" circle`:
+With `pip install -e '.[triton]'` in a clone of sam3lab, as `python client.py localhost:8001 photograph.jpg "red star" circle`:
 
 ```python
 import sys
