@@ -2,7 +2,9 @@
 
 import argparse
 import importlib
+import os
 import sys
+from pathlib import Path
 
 from sam3lab import __version__
 from sam3lab.errors import UserError
@@ -51,12 +53,42 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     module, _, run, _ = COMMANDS[args.command]
     try:
-        return getattr(importlib.import_module(module), run)(args)
+        status = getattr(importlib.import_module(module), run)(args)
+        _tell_random(args)
+        return status
     except UserError as error:
         print(f"sam3lab {args.command}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if not _of_the_user(error):
+            raise
+        print(
+            f"sam3lab {args.command}: cannot read or write {os.fsdecode(error.filename)} ({error.strerror}): name "
+            "another place in the options; SAM3LAB_CACHE moves the cache, and SAM3LAB_ROOT what lies in runs/",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _tell_random(args: argparse.Namespace) -> None:
+    """Say on stderr that weights are random, for the commands whose own output does not tell."""
+    name = getattr(args, "checkpoint", None) or getattr(args, "model_name", None)
+    if name is None or args.command not in ("export", "build-engine", "measure", "triton-repository"):
+        return
+    from sam3lab.model.checkpoint import is_random
+
+    if is_random(name):
+        print(f"The weights of {name} are random: what it finds means nothing.", file=sys.stderr)
+
+
+def _of_the_user(error: OSError) -> bool:
+    """Whether it is about a named file outside this package: one that is missing in it is a mistake of ours."""
+    if not isinstance(error.filename, str | bytes | os.PathLike):
+        return False
+    place = Path(os.path.realpath(os.fsdecode(error.filename)))
+    return not place.is_relative_to(Path(__file__).resolve().parent)
 
 
 if __name__ == "__main__":

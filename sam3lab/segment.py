@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,14 +128,14 @@ def run(args: argparse.Namespace) -> int:
     from sam3lab import images
     from sam3lab.backends import Artifacts
     from sam3lab.draw import draw
-    from sam3lab.model.checkpoint import image_size, resolve
-    from sam3lab.paths import cache_dir
+    from sam3lab.model.checkpoint import image_size, is_random, resolve
 
     photograph = images.load(args.image)
     output = args.output or Path(f"{Path(args.image).stem}-segmented.png")
-    _check_target(output, args.image, tuple(Image.registered_extensions()))
+    endings = [ending for ending, kind in Image.registered_extensions().items() if kind in Image.SAVE]
+    _check_target(output, args.image, ".png", endings)
     if args.json:
-        _check_target(args.json, args.image, (".json",))
+        _check_target(args.json, args.image, ".json", [".json"])
     checkpoint = resolve(args.checkpoint)
     resolution = image_size(checkpoint) if args.resolution is None else args.resolution
     artifacts = Artifacts(checkpoint, resolution, args.precision, args.device)
@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
         args.json.write_text(json.dumps(content | {"settings": settings}, indent=1) + "\n", encoding="utf-8")
     height, width = photograph.shape[:2]
     print(f"{args.image}, {width} × {height}: {args.checkpoint} at {resolution}², {args.backend} {args.precision}")
-    if checkpoint.parent == cache_dir("checkpoints"):
+    if is_random(args.checkpoint):
         print(f"The weights of {args.checkpoint} are random: what it finds means nothing.")
     _report(result, args.threshold)
     print(f"written: {output}" + (f", {args.json}" if args.json else ""))
@@ -171,12 +171,14 @@ def _report(result: Segmentation, threshold: float) -> None:
     print(f"\nms, one run without warm-up (`sam3lab measure` measures): {steps}")
 
 
-def _check_target(path: Path, image: str, suffixes: tuple[str, ...]) -> None:
+def _check_target(path: Path, image: str, usual: str, suffixes: Collection[str]) -> None:
     """Refuse a file that could not be written, or that would overwrite the image, before anything slow is done."""
     from sam3lab.errors import UserError
 
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file in it, as {path / f'{Path(image).stem}{usual}'}")
     if path.suffix.lower() not in suffixes:
-        raise UserError(f"{path} ends in none of the endings that can be written; name it {path.stem}{suffixes[0]}")
+        raise UserError(f"{path} ends in none of the endings that can be written; name it {path.with_suffix(usual)}")
     if not path.parent.is_dir():
         raise UserError(f"the folder of {path} does not exist; make it, or name another")
     if path.exists() and Path(image).exists() and path.samefile(image):

@@ -308,6 +308,19 @@ def test_a_random_checkpoint_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
     assert checkpoint.image_size(made) == 84
 
 
+def test_trained_weights_that_are_absent_are_not_replaced_by_random_ones(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAM3LAB_CACHE", str(tmp_path / "cache"))
+    assert not checkpoint.is_random("sam3-nano")
+    monkeypatch.setattr(checkpoint, "DATA", tmp_path)  # as an installed wheel sees it
+    with pytest.raises(UserError, match=r"has no sam3-nano.*SAM3LAB_ROOT"):
+        checkpoint.resolve("sam3-nano")
+    assert not (tmp_path / "cache").exists()
+
+    monkeypatch.setitem(ARCHITECTURES, "sam3-huge", SMALL)
+    assert checkpoint.is_random("sam3-huge")
+    assert checkpoint.image_size(checkpoint.resolve("sam3-huge")) == 84
+
+
 def test_random_weights_depend_on_the_seed_alone(tmp_path, small_checkpoint):
     from sam3lab.model.random import write_random
 

@@ -7,6 +7,7 @@ import pytest
 from sam3lab.bench import graph_doctor
 from sam3lab.bench.case import Case
 from sam3lab.bench.graph_doctor import Node
+from sam3lab.cli import main
 from sam3lab.errors import UserError
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="ONNX Runtime is not installed")
@@ -82,3 +83,9 @@ def test_the_command_prints_it_and_names_what_cannot_run(nodes):
         assert f"{stage}: {sum(node.stage == stage for node in nodes)} nodes" in text
     with pytest.raises(UserError, match="fp8"):
         graph_doctor.report(console, parser.parse_args([*given, "--precision", "fp8"]))
+
+
+@pytest.mark.parametrize("option", [["--precision", "fp16"], ["--resolution", "250"], ["--checkpoint", "x"]])
+def test_options_without_graph_are_refused(option, capsys):
+    assert main(["doctor", *option]) == 2
+    assert f"{option[0]} says whose graphs are looked into: add --graph" in capsys.readouterr().err

@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from sam3lab import paths
 from sam3lab.bench import cli, doctor, tables
+from sam3lab.cli import main
 from sam3lab.errors import UserError
 from tests.bench_run import REFERENCE, make_checkpoint
 
@@ -67,6 +69,20 @@ def test_cases_from_a_file(checkpoint, tmp_path, capsys):
 def test_bad_options_are_refused(checkpoint, tmp_path, options):
     with pytest.raises(UserError):
         measure(checkpoint, tmp_path, "--backend", REFERENCE, *options)
+
+
+@pytest.mark.parametrize("option", ["--backend", "--precision", "--resolution", "--batch"])
+def test_a_list_of_nothing_is_refused(option, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["measure", option, ","])
+    assert ended.value.code == 2 and "',' names nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "."])
+def test_a_run_has_a_plain_name(name, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(paths, "RUNS", tmp_path / "runs")
+    assert main(["measure", "--name", name]) == 2
+    assert "is no plain name" in capsys.readouterr().err and not (tmp_path / "runs").exists()
 
 
 def test_doctor_tells_of_every_backend_and_why_not(capsys):

@@ -25,7 +25,7 @@ from tests.test_backends import make_inputs, relative_error, run
 
 PROMPTS = ["shipping container", "cat", "the red fox's den, 2 cubs (asleep)"]
 INSTALLED = not [name for name in meta.PACKAGES if not importlib.util.find_spec(name)]
-needs_package = pytest.mark.skipif(not INSTALLED, reason="Meta's package is not installed: pip install sam3lab[meta]")
+needs_package = pytest.mark.skipif(not INSTALLED, reason="Meta's package is not installed: make meta")
 
 
 def listed():
@@ -132,7 +132,7 @@ def test_what_it_cannot_do_has_a_reason(tmp_path, monkeypatch):
         meta.MetaBackend().load(Artifacts(tmp_path, 504, "bf16", "cuda"))
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "open_clip" else find(name))
-    assert "pip install sam3lab[meta]" in meta.MetaBackend.unavailable("cuda", "bf16")
+    assert "run `make meta`" in meta.MetaBackend.unavailable("cuda", "bf16")
     with pytest.raises(UserError, match="open_clip_torch"):
         meta.vocabulary()
 

@@ -67,6 +67,12 @@ def test_the_parameters_are_literals_with_usable_defaults(name):
     assert run.defaults(name) == {key: value for key, value in values.items() if key not in parameters.OURS}
 
 
+def test_what_shows_the_numbers_of_others_reads_the_run_of_a_study():
+    for name in set(NAMES) - set(presets.OWN["cpu"]):
+        (cell,) = [cell for cell in code(BOOKS[name]) if "parameters" in cell.metadata.get("tags", ())]
+        assert parameters.assigned(cell.source)["run"] == "study"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_no_measurement_is_typed_into_the_prose(name):
     for cell in BOOKS[name].cells:
@@ -127,6 +133,7 @@ def test_a_parameter_is_read_as_papermill_passes_it(name, given, value):
         ("counts", [0, 1]),
         ("batches", [4, 4]),
         ("min_seconds", "nan"),
+        ("min_seconds", "inf"),
         ("measure", "maybe"),
         ("device", "gpu"),
         ("precision", "half"),

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import random
 import shutil
@@ -12,7 +13,7 @@ import psutil
 import pytest
 
 from sam3lab.bench import process, records, results, runner, statistics
-from sam3lab.bench.case import Case
+from sam3lab.bench.case import Case, accuracy_case
 from sam3lab.bench.progress import Progress
 from sam3lab.errors import UserError
 from tests.bench_run import REFERENCE, case, make_checkpoint, short
@@ -302,6 +303,9 @@ def test_bad_input_is_refused_before_anything_is_measured(checkpoint, tmp_path):
         ([], {}, "no cases"),
         ([case(checkpoint)], {"rounds": 0}, "rounds"),
         ([case(checkpoint)], {"timeout": 0}, "timeout"),
+        ([case(checkpoint)], {"timeout": math.nan}, "timeout"),
+        ([case(checkpoint)], {"min_seconds": math.nan}, "min_seconds"),
+        ([case(checkpoint)], {"min_seconds": math.inf}, "min_seconds"),
         ([case(checkpoint, "nonsense")], {}, "nonsense"),
         ([case("no/such/checkpoint")], {}, "no/such/checkpoint"),
         ([case(checkpoint, images=("no-such-image.png",))], {}, "no-such-image.png"),
@@ -311,6 +315,17 @@ def test_bad_input_is_refused_before_anything_is_measured(checkpoint, tmp_path):
             short(cases, tmp_path, **options)
         assert words in str(caught.value)
     assert results.load(tmp_path).empty
+
+
+def test_an_unknown_runtime_or_split_is_refused_before_anything_is_prepared(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner._Run, "_child", None)
+    for cases, options, words in (
+        ([case(checkpoint), case(checkpoint, "nonsense")], {}, "nonsense"),
+        ([case(checkpoint)], {"reference": "bogus"}, "bogus"),
+        ([case(checkpoint), accuracy_case(case(checkpoint), "tset")], {}, "tset"),
+    ):
+        with pytest.raises(UserError, match=words):
+            short(cases, tmp_path, **options)
 
 
 def test_changed_weights_are_refused(tmp_path):
@@ -367,6 +382,8 @@ def test_progress_tells_plainly_where_there_is_no_terminal(checkpoint, tmp_path,
     )
     short([case(checkpoint)], tmp_path, progress=True)
     assert "1 of 1 case-rounds are there already" in capsys.readouterr().err
+    short([case(checkpoint), case(checkpoint, "tests.fakes:CannotPrepare")], tmp_path, progress=True)
+    assert "1 of 2 case-rounds are there already" in capsys.readouterr().err
 
 
 def test_marks_name_what_was_measured(checkpoint, tmp_path):

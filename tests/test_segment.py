@@ -8,10 +8,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from sam3lab import segment as command
-from sam3lab.bench.coco import boxes
 from sam3lab.draw import FAMILIES, colour, draw
 from sam3lab.errors import UserError
 from sam3lab.postprocess import Detections
+from tests.coco_samples import boxes
 from tests.conftest import SMALL
 
 
@@ -98,12 +98,16 @@ def test_a_bundled_photograph_at_another_resolution(checkpoint, tmp_path):
         ({"--precision": "fp7"}, "pytorch cannot run fp7 on cpu"),
         ({"--checkpoint": "sam9"}, "no checkpoint"),
         ({"--resolution": "100"}, "try 98"),
-        ({"--resolution": "0"}, "try 14"),
+        ({"--resolution": "0"}, "resolution 0 is not a positive multiple of 14: try 14"),
+        ({"--resolution": "-14"}, "resolution -14 is not a positive multiple of 14: try 14"),
         ({"--threshold": "2"}, "score threshold"),
         ({"--mask-threshold": "-1"}, "mask threshold"),
-        ({"-o": "out.txt"}, "out.txt ends in none"),
+        ({"-o": "out.txt"}, "out.txt ends in none.*name it out.png$"),
+        ({"-o": "absent/out"}, "absent/out ends in none.*name it absent/out.png$"),
+        ({"-o": "out.psd"}, "out.psd ends in none"),  # Pillow reads it and does not write it
+        ({"-o": "."}, ". is a folder; name a file in it, as photograph.png"),
         ({"-o": "absent/out.png"}, "does not exist"),
-        ({"--json": "out.png"}, "out.png ends in none"),
+        ({"--json": "out.png"}, "out.png ends in none.*name it out.json$"),
         ({"-o": "photograph.jpg"}, "is the image itself"),
     ],
 )

@@ -40,6 +40,68 @@ def test_a_notebook_is_shown_from_the_newest_part_that_ran_it(machine):
     assert stored.environment(machine)["version_torch"] == "2.1"
 
 
+def opened(notebook, results, run_dir, **given):
+    common = {"checkpoint": "", "device": "", "precision": "", "rounds": 3, "measure": False, "figures": ""}
+    return Study(notebook, common | {"results": str(results), "run": str(run_dir)} | given)
+
+
+def test_a_notebook_that_is_given_a_machine_shows_its_part(machine, tmp_path):
+    assert opened("00_machine", machine, tmp_path / "run").source == machine / "b"
+    study = opened("01_runtimes", machine, tmp_path / "run")
+    assert study.source == machine / "a" and not study.measure(BASE).empty
+    with pytest.raises(UserError, match="the parts b, a, none of which ran 07_deployment"):
+        opened("07_deployment", machine, tmp_path / "run")
+    assert opened("07_deployment", machine / "a", tmp_path / "run").source == machine / "a"
+
+
+def test_results_are_found_from_here_or_from_the_clone_or_else_named(machine, tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    study = opened("01_runtimes", "m", "/nowhere", figures="m")
+    assert study.source == machine / "a" and study.figures_dir == machine
+    (tmp_path / "notebooks" / "m").symlink_to(machine / "b")
+    assert opened("01_runtimes", "m", "/nowhere").source.resolve() == machine / "b"
+    assert opened("01_runtimes", "m", "/nowhere", figures="new").figures_dir.absolute().parent.name == "notebooks"
+    with pytest.raises(UserError, match=r"no directory nosuch \(from .*notebooks"):
+        opened("01_runtimes", "nosuch", "/nowhere")
+    with pytest.raises(UserError, match="no directory nosuch"):
+        render.figures("nosuch", str(tmp_path / "figures"))
+
+
+@pytest.mark.parametrize("notebook", ["80_claims", "90_report"])
+def test_what_shows_the_numbers_of_others_is_refused_where_there_are_none_of_these_results(machine, tmp_path, notebook):
+    own = tmp_path / "run" / "numbers.json"
+    for recorded in ((), (notebook,)):
+        for name in recorded:
+            numbers.merge(own, name, {"claims.all": numbers.number(1)})
+        with pytest.raises(UserError, match=r"numbers of 00_machine, 01_runtimes, 02_.* `sam3lab figures"):
+            opened(notebook, machine, tmp_path / "run")
+        with pytest.raises(UserError, match=r"numbers of the notebooks before it, and .* `sam3lab study`"):
+            opened(notebook, "", tmp_path / "run", measure=True)
+    assert not (tmp_path / "run" / "facts.json").exists()
+    for name in ("00_machine", "02_resolution"):
+        numbers.merge(own, name, {f"{name}.any": numbers.number(1)})
+    with pytest.raises(UserError, match="numbers of 01_runtimes, and"):
+        opened(notebook, machine, tmp_path / "run")
+    numbers.merge(own, "01_runtimes", {"runtimes.fastest": numbers.number("PyTorch")})
+    study = opened(notebook, machine, tmp_path / "run")
+    assert study.source == machine and study.parameters["device"] == "cpu"
+    assert opened(notebook, "", tmp_path / "run", measure=True).source == tmp_path / "run"
+    (tmp_path / "run" / "facts.json").write_text("{}")  # it was measured, so that its numbers are its own
+    with pytest.raises(UserError, match="were measured there, and are not of"):
+        opened(notebook, machine, tmp_path / "run")
+    assert opened(notebook, tmp_path / "run", tmp_path / "run").source == tmp_path / "run"
+
+
+def test_what_measures_nothing_shows_what_the_last_notebook_was_asked_for(tmp_path):
+    source = tmp_path / "stored"
+    study_samples.store(source, study_samples.gpu_cases()[:4], notebooks=["01_runtimes"])
+    numbers.merge(tmp_path / "run" / "numbers.json", "01_runtimes", {"runtimes.fastest": numbers.number("PyTorch")})
+    found = opened("90_report", source, tmp_path / "run").parameters
+    assert (found["checkpoint"], found["device"], found["precision"]) == ("sam3", "cuda", "fp16")
+
+
 def test_what_the_parts_do_not_agree_in_is_told(machine):
     assert stored.differences(machine) == {"version_torch": ["2.0", "2.1"]}
     assert stored.differences(machine / "a") == {}

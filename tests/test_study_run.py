@@ -10,7 +10,7 @@ from sam3lab.cli import main
 from sam3lab.errors import UserError
 from sam3lab.study import report, run, serving_store
 
-PARAMETERS = 'rounds = 1\nrun = ""\nresults = ""\nmeasure = True\nfigures = ""'
+PARAMETERS = 'rounds = 1\ncheckpoint = ""\nbackends = []\nrun = ""\nresults = ""\nmeasure = True\nfigures = ""'
 PUBLISHED = ("facts.json", "results.parquet", "environment.json")
 COUNT = (
     "import pathlib\nlog = pathlib.Path(run) / 'log'\nlog.open('a').write(f'{name} {rounds}\\n')\nprint('so far', name)"
@@ -210,12 +210,44 @@ def test_a_kernel_that_dies_is_a_failure(study, capfd):
         (["-p", "run", "elsewhere"], "--name"),
         (["--notebook", "07_nothing"], "00_one, 01_two"),
         (["--rounds", "-1"], "rounds = -1"),
+        (["--backend", "pytroch"], "no backend is named 'pytroch'"),
+        (["--checkpoint", "nope"], "no checkpoint 'nope'"),
+        (["--publish", "/dev/null/x"], "results cannot be stored in /dev/null/x"),
+        (["--name", "../toy"], "'../toy' is no plain name"),
+        (["--name", ".."], "'..' is no plain name"),
+        (["--name", ""], "'' is no plain name"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_runs(study, arguments, message, capsys):
     assert main(["study", "--name", "toy", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert ran(study) == [] and not (study / "notebooks").exists()
+    assert [path.name for path in study.parent.rglob("*")] == ["toy"]
+
+
+def test_random_weights_are_not_made_to_see_whether_a_checkpoint_is_there(monkeypatch):
+    monkeypatch.setattr("sam3lab.model.random.cached", None)
+    run._check_there({"checkpoint": "sam3-nano", "huge": "sam3-huge", "backends": ["pytorch"]})
+
+
+def test_results_are_stored_after_the_summary_and_only_where_something_was_measured(
+    study, tmp_path, monkeypatch, capfd
+):
+    from sam3lab.bench import results
+
+    monkeypatch.setattr(results, "consolidate", consolidated)
+    notebook("01_two", "raise ValueError")
+    assert run.study("toy", publish=str(tmp_path / "part")) == 1
+    *_, failed, page, last = capfd.readouterr().out.splitlines()
+    assert "not completed: 01_two" in failed and page == str(study / "report.html") and "nothing was measured" in last
+    assert list((tmp_path / "part").iterdir()) == []
+    (study / "results").mkdir()
+    (study / "results" / "abc-r0.parquet").touch()
+    (study / "facts.json").write_text('{"parameters.00_one": {}}')
+    assert run.study("toy", publish=str(tmp_path / "part")) == 1
+    assert {path.name for path in (tmp_path / "part").iterdir()} == set(PUBLISHED)
+    out = capfd.readouterr().out
+    assert out.index("not completed: 01_two") < out.index("report.html") < out.index("results stored in")
 
 
 def test_done_needs_every_cell_and_no_error(study):

@@ -4,13 +4,19 @@ import copy
 import itertools
 import json
 import math
+import multiprocessing
+import os
+import re
 import shutil
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer, CLIPTokenizer, Sam3Config, Sam3Model
 
+from sam3lab.cli import main
 from sam3lab.errors import UserError
 from sam3lab.model.checkpoint import load_model
 from sam3lab.model.tokenizer import load_tokenizer
@@ -320,6 +326,87 @@ def test_a_run_is_neither_overwritten_nor_mixed(raw, tmp_path):
 def test_a_time_limit_saves(raw, tmp_path):
     assert run(raw, tmp_path, seconds=0.0).step == 0
     assert run(raw, tmp_path, resume=True, stop=1).step == 1
+
+
+def interrupt_after(step, monkeypatch):
+    """Ctrl-C amid the step after this one, when a part of it is done."""
+    take = Learner.take
+
+    def interrupted(self, batch, meanwhile):
+        if self.step == step:
+            signal.raise_signal(signal.SIGINT)
+        return take(self, batch, meanwhile)
+
+    monkeypatch.setattr(Learner, "take", interrupted)
+
+
+def test_ctrl_c_saves_a_whole_step_and_resuming_is_exact(raw, tmp_path, monkeypatch):
+    whole, handler = run(raw, tmp_path / "whole", stop=3), signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        interrupt_after(1, patch)
+        with pytest.raises(KeyboardInterrupt):
+            run(raw, tmp_path / "parts", stop=3)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert torch.load(tmp_path / "parts" / loop.STATE, weights_only=True)["step"] == 2
+    parts = run(raw, tmp_path / "parts", stop=3, resume=True)
+    for (name, a), b in zip(parts.model.state_dict().items(), whole.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_second_ctrl_c_stops_at_once(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(Learner, "take", lambda *_: [signal.raise_signal(signal.SIGINT) for _ in range(2)])
+    with pytest.raises(KeyboardInterrupt):
+        run(raw, tmp_path)
+    assert not (tmp_path / loop.STATE).exists()
+
+
+def test_ctrl_c_in_a_terminal_leaves_the_workers_at_work():
+    stream = batches.stream(0, 2, WORD_IDS, 1)
+    next(stream)
+    (worker,) = multiprocessing.active_children()
+    held_back = int(re.search(r"SigBlk:\s*(\w+)", Path(f"/proc/{worker.pid}/status").read_text())[1], 16)
+    assert held_back & 1 << signal.SIGINT - 1
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])  # here it is not
+    os.kill(worker.pid, signal.SIGINT)
+    seeds = [next(stream)["seed"].tolist() for _ in range(batches.AHEAD + 2)]
+    stream.close()
+    assert seeds[-1] == [10, 11]
+
+
+def test_the_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    interrupt_after(0, monkeypatch)
+    arguments = ["train", "--output", str(tmp_path), "--device", "cpu", "--batch", "1", "--workers", "0"]
+    arguments += ["--resolution", "84", "--precision", "fp32"]
+    assert main(arguments) == 130
+    assert "interrupted; the same command with --resume goes on" in capsys.readouterr().err
+    assert torch.load(tmp_path / loop.STATE, weights_only=True)["step"] == 1
+    assert not (tmp_path / "sam3-nano").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--device", "tpu", "none of cpu, cuda"),
+        ("--device", "cuda:x", "none of cpu, cuda"),
+        ("--device", "cuda:99", "give --device cpu"),
+        ("--batch", "0", "batch is 0: give at least 1"),
+        ("--steps", "0", "steps is 0: give at least 1"),
+        ("--stop", "0", "stop is 0: give at least 1"),
+        ("--workers", "-1", "workers is -1: give at least 0"),
+        ("--log-every", "0", "log-every is 0"),
+        ("--learning-rate", "-1", "learning rate is -1.0: give one above 0"),
+        ("--learning-rate", "nan", "learning rate is nan"),
+        ("--resolution", "100", "try 98"),
+        ("--limit-seconds", "nan", "limit-seconds is nan"),
+        ("--limit-seconds", "1e-9", "over before the first step"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(tmp_path, capsys, option, value, message):
+    output = tmp_path / "run"
+    arguments = ["--output", str(output), "--device", "cpu", "--workers", "0", "--batch", "1", option, value]
+    assert main(["train", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (output / "sam3-nano").exists() and (value == "1e-9" or not output.exists())
 
 
 # --- validation

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from sam3lab import install
 from sam3lab.backends.base import Artifacts, RawOutputs
 from sam3lab.backends.torch_base import TorchBackend, no_compiler, unsupported
 from sam3lab.backends.transformers import TransformersBackend
@@ -97,7 +98,7 @@ class MetaBackend(TorchBackend):
         reason = unsupported(device, precision, PRECISIONS)
         absent = next((name for name in PACKAGES if importlib.util.find_spec(name) is None), None)
         if reason is None and absent:
-            reason = f"Meta's package needs {absent}, which is not installed: pip install sam3lab[meta]"
+            reason = f"Meta's package needs {absent}, which is not installed: {install.META}"
         return reason or super().unavailable(device, precision)
 
     def load(self, artifacts: Artifacts) -> None:
@@ -264,7 +265,7 @@ def vocabulary() -> Path:
     for place in spec.submodule_search_locations or () if spec else ():
         if (Path(place) / VOCABULARY).exists():
             return Path(place) / VOCABULARY
-    raise UserError(f"Meta's package comes without {VOCABULARY}, and open_clip_torch has it: pip install sam3lab[meta]")
+    raise UserError(f"Meta's package comes without {VOCABULARY}, and open_clip_torch has it: {install.META}")
 
 
 def _of_pairs(outputs: list[RawOutputs]) -> RawOutputs:

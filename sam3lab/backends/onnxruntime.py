@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sam3lab import install
 from sam3lab.backends.base import Artifacts, RawOutputs, gathered, total_bytes
 from sam3lab.backends.torch_base import missing, no_gpu, unsupported
 from sam3lab.cores import available_cores
@@ -80,7 +81,7 @@ class OnnxRuntimeBackend:
             import onnxruntime
 
             if PROVIDERS[device] not in onnxruntime.get_available_providers():
-                reason = f"this build of ONNX Runtime has no {PROVIDERS[device]}: pip install sam3lab[gpu]"
+                reason = f"this build of ONNX Runtime has no {PROVIDERS[device]}: {install.remedy('gpu')}"
             elif device == "cuda":
                 reason = no_gpu("ONNX Runtime's CUDA provider")
         return reason

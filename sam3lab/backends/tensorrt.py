@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sam3lab import install
 from sam3lab.backends import pycuda_device
 from sam3lab.backends.base import Artifacts, RawOutputs, gathered, total_bytes
 from sam3lab.backends.plans import Plan, Plans
@@ -38,7 +39,7 @@ class TensorRtBackend:
 
             try:
                 if engine.builder_only():
-                    reason = "the installed tensorrt only builds engines, and cannot run them: pip install sam3lab[gpu]"
+                    reason = f"the installed tensorrt only builds engines, and cannot run them: {install.remedy('gpu')}"
             except UserError as error:  # it is installed, and broken
                 reason = str(error)
         return reason

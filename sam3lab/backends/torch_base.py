@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sam3lab import install
 from sam3lab.backends.base import Artifacts, gathered, total_bytes
 from sam3lab.cores import available_cores
 
@@ -27,8 +28,8 @@ def missing(*modules: str) -> str | None:
     """Which of these modules cannot be imported, with the remedy, or None. Imports none of them."""
     for module in modules:
         if importlib.util.find_spec(module) is None:
-            extra = "gpu" if module in ("tensorrt", "pycuda") else "cpu] or [gpu"
-            return f"the package {module} is not installed: run `make setup`, or pip install sam3lab[{extra}]"
+            extras = ("gpu",) if module in ("tensorrt", "pycuda") else ("cpu", "gpu")
+            return f"the package {module} is not installed: {install.remedy(*extras)}"
     return None
 
 

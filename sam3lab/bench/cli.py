@@ -13,7 +13,9 @@ def add_measure_arguments(parser: argparse.ArgumentParser) -> None:
     """A case is measured for each combination of the backends, precisions, resolutions and batches that are named."""
 
     def texts(text: str) -> list[str]:
-        return [item.strip() for item in text.split(",") if item.strip()]
+        if found := [item.strip() for item in text.split(",") if item.strip()]:
+            return found
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing")
 
     def numbers(text: str) -> list[int]:
         return [int(item) for item in texts(text)]
@@ -77,10 +79,15 @@ def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def doctor(args: argparse.Namespace) -> int:
+    """Print what runs here, or where a checkpoint's graphs do. Raises UserError for options of the other."""
     from rich.console import Console
 
     from sam3lab.bench import doctor, graph_doctor
+    from sam3lab.errors import UserError
 
+    given = [name for name in ("checkpoint", "precision", "resolution", "device") if getattr(args, name) is not None]
+    if given and not args.graph:
+        raise UserError(f"--{given[0]} says whose graphs are looked into: add --graph, or leave it out")
     console = Console() if sys.stdout.isatty() else Console(width=180)
     if args.graph:
         graph_doctor.report(console, args)
@@ -94,15 +101,11 @@ def _measure(args: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from sam3lab.bench import results, tables
+    from sam3lab.bench import records, results, tables
     from sam3lab.bench.runner import measure
-    from sam3lab.errors import UserError
-    from sam3lab.paths import RUNS
 
+    run_dir = Path(args.run_dir) if args.run_dir else records.named(args.name)
     cases, named = _cases(args)
-    if Path(args.name).name != args.name:
-        raise UserError(f"the run name {args.name!r} is no plain name; use --run-dir for a directory elsewhere")
-    run_dir = Path(args.run_dir) if args.run_dir else RUNS / args.name
     rows = measure(
         cases,
         run_dir,

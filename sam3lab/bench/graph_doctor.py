@@ -41,9 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `sam3lab doctor` that say whose graphs are looked into."""
     add = parser.add_argument
     add("--graph", action="store_true", help="where ONNX Runtime runs each node of a checkpoint, and how long")
-    add("--checkpoint", default="sam3-nano", help="with --graph: name or directory (default: %(default)s)")
-    add("--precision", default="fp32", help="with --graph: default: %(default)s")
-    add("--resolution", type=int, default=0, help="with --graph: pixels (default: the checkpoint's own)")
+    # no defaults here: without --graph none may be given
+    add("--checkpoint", help="with --graph: name or directory (default: sam3-nano)")
+    add("--precision", help="with --graph: default: fp32")
+    add("--resolution", type=int, help="with --graph: pixels (default: the checkpoint's own)")
     add("--device", choices=("cpu", "cuda"), help="with --graph: default: cuda where there is a GPU, else cpu")
 
 
@@ -56,8 +57,10 @@ def report(console, args: argparse.Namespace) -> None:
     from sam3lab.model import checkpoint
 
     device = args.device or ("cuda" if gpu() else "cpu")
-    resolution = args.resolution or checkpoint.image_size(checkpoint.resolve(args.checkpoint))
-    case = Case(args.checkpoint, "onnxruntime", args.precision, resolution, device=device)
+    name, resolution = args.checkpoint or "sam3-nano", args.resolution
+    if resolution is None:
+        resolution = checkpoint.image_size(checkpoint.resolve(name))
+    case = Case(name, "onnxruntime", args.precision or "fp32", resolution, device=device)
     nodes = profile(case)
     for stage in dict.fromkeys(node.stage for node in nodes):
         own = [node for node in nodes if node.stage == stage]

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sam3lab import atomic
+from sam3lab import atomic, paths
 from sam3lab.bench import environment
 from sam3lab.bench.case import Case
 from sam3lab.bench.files import write_json
@@ -31,6 +31,13 @@ from sam3lab.errors import UserError
 
 Mark = dict[str, Any]
 FAILED = ("failed", "timeout")  # what is not tried again by itself, as a skipped case is
+
+
+def named(name: str) -> Path:
+    """The directory of the run of that name, in runs/. UserError unless it is a plain name."""
+    if name in ("", "..") or Path(name).name != name:
+        raise UserError(f"the run name {name!r} is no plain name: give that of a folder in {paths.RUNS}")
+    return paths.RUNS / name
 
 
 @contextlib.contextmanager

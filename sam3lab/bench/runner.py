@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import queue
 import threading
@@ -19,6 +20,7 @@ from sam3lab.bench.progress import Progress
 from sam3lab.cores import available_cores
 from sam3lab.errors import UserError
 from sam3lab.model.checkpoint import weight_bytes
+from sam3lab.scenes import store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,19 +54,24 @@ def measure(
 
     A run that was interrupted, by Ctrl-C or kill -9, is resumed by the same call: finished case-rounds are kept, and the
     worker that ran is gone. Raises UserError for bad arguments, an unknown backend, checkpoint or image, a prompt that
-    does not fit, a directory that another process measures in, or one with results of another environment; and before any
-    process is started for a case on a GPU that other processes use.
+    does not fit, a split that is not stored, a directory that another process measures in, or one with results of another
+    environment; and before any process is started for a case on a GPU that other processes use.
     """
     from sam3lab.bench import results
 
     cases = list(cases)
     for name, value, least in (("rounds", rounds, 1), ("min_samples", min_samples, 1), ("min_seconds", min_seconds, 0)):
-        if value < least:
-            raise UserError(f"{name} must be at least {least}, not {value}")
-    if timeout <= 0:
+        if not least <= value < math.inf:
+            raise UserError(f"{name} must be a finite number of at least {least}, not {value}")
+    if not timeout > 0:
         raise UserError(f"timeout must be more than 0 seconds, not {timeout}")
     if not cases:
         raise UserError("there are no cases to measure; give at least one")
+    # What is misspelt is refused before anything is prepared, which may take minutes.
+    for name in dict.fromkeys([reference, *(case.backend for case in cases)]):
+        backends.get(name)
+    for split in dict.fromkeys(case.split[0] for case in cases if case.mode == "accuracy"):
+        store.load_split(split, store.SCENES)
     run_dir = Path(run_dir).resolve()
     with records.locked(run_dir):
         run = _Run(run_dir, timeout, -(-min_samples // rounds), min_seconds / rounds, reference)
@@ -124,10 +131,11 @@ class _Run:
         talk = Progress([], shown)
         self._prepare_at_once(cases, rounds, talk)
         able = [case for case in cases if self._prepare(case, rounds, talk)]
-        steps = plan.steps(able, rounds, seed)
-        left = self._undone(steps)
-        if len(left) < len(steps):
-            talk.say(f"{len(steps) - len(left)} of {len(steps)} case-rounds are there already")
+        steps = plan.steps(cases, rounds, seed)
+        undone = self._undone(steps)
+        if len(undone) < len(steps):
+            talk.say(f"{len(steps) - len(undone)} of {len(steps)} case-rounds are there already")
+        left = [(case, round_) for case, round_ in undone if case in able]
         with Progress(left, shown, self._past(able)) as progress:
             self._answer_untimed(able, progress)
             for case, round_ in self._undone(left):

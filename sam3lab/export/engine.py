@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sam3lab import install
 from sam3lab.errors import UserError
 from sam3lab.export import cache, engine_accumulation, engine_builder, manifest
 from sam3lab.export.engine_builder import Options
@@ -47,7 +48,7 @@ def imported() -> Any:
     try:
         import tensorrt
     except (ImportError, OSError) as error:
-        raise UserError(f"TensorRT cannot be imported ({error}): pip install sam3lab[gpu]") from error
+        raise UserError(f"TensorRT cannot be imported ({error}): {install.remedy('gpu')}") from error
     return tensorrt
 
 

@@ -11,6 +11,7 @@ from sam3lab.model.config import ARCHITECTURES, config_file, read_config
 from sam3lab.paths import DATA, cache_dir
 
 HUB = "facebook/sam3"
+TRAINED = ("sam3-nano",)  # random weights do not stand in for these
 FILES = [
     "config.json",
     "*.safetensors",
@@ -25,14 +26,19 @@ FILES = [
 def resolve(name: str) -> Path:
     """The directory of a checkpoint in facebook/sam3's format (config.json, safetensors, its tokenizer if it has one).
 
-    `name` is a directory; `facebook/sam3`, fetched from the hub with the user's own access; or `sam3`, `sam3-huge`,
-    `sam3-nano`: the one in data/checkpoints if there is one, else that architecture with seeded random weights, written
-    to the cache once. Raises UserError that says what to do where there is no such checkpoint.
+    `name` is a directory; `facebook/sam3`, fetched from the hub with the user's own access; `sam3-nano`, which lies in
+    data/checkpoints; or `sam3`, `sam3-huge`: the one in data/checkpoints if there is one, else that architecture with
+    seeded random weights, written to the cache once. Raises UserError that says what to do where there is no such
+    checkpoint.
     """
-    shipped = DATA / "checkpoints" / name
     if name in ARCHITECTURES:
-        if (shipped / "config.json").exists():
+        if shipped := _shipped(name):
             return shipped
+        if name in TRAINED:
+            raise UserError(
+                f"{DATA / 'checkpoints'} has no {name}, whose weights come with a clone of sam3lab: install that (pip "
+                "install -e), name it in SAM3LAB_ROOT, or give another checkpoint (sam3 has random weights)"
+            )
         from sam3lab.model.random import cached
 
         return cached(name)
@@ -44,8 +50,17 @@ def resolve(name: str) -> Path:
 
 
 def is_random(name: str) -> bool:
-    """Whether `resolve` gives a checkpoint of that name seeded random weights; nothing is made for the answer."""
-    return name in ARCHITECTURES and not (DATA / "checkpoints" / name / "config.json").exists()
+    """Whether there are no trained weights of that name here; `resolve` then gives seeded random ones, or refuses.
+
+    Nothing is made for the answer.
+    """
+    return name in ARCHITECTURES and not _shipped(name)
+
+
+def _shipped(name: str) -> Path | None:
+    """Its directory in data/checkpoints, None where there is none: an installed wheel has no data."""
+    place = DATA / "checkpoints" / name
+    return place if (place / "config.json").exists() else None
 
 
 def _from_hub(name: str) -> Path:

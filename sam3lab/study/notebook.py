@@ -1,12 +1,11 @@
 """`Study`: what a notebook calls. It checks the notebook's parameters, measures or loads, and writes what is shown."""
 
 from dataclasses import replace
-from pathlib import Path
 
 from sam3lab import paths
 from sam3lab.bench.files import write_json
 from sam3lab.errors import UserError
-from sam3lab.study import presets, stored, tables
+from sam3lab.study import numbers, presets, stored, tables
 from sam3lab.study.page import Page
 from sam3lab.study.parameters import OURS, PARAMETERS, check_injected, converted
 
@@ -16,18 +15,28 @@ class Study(Page):
 
     notebook: its name, such as "02_resolution". scope: its globals(); the parameters are read from there, and written
     back in their proper type (papermill's command line passes a list as text), with the device's defaults in place of
-    empty ones. UserError on a misspelt parameter or a bad value, before anything is measured.
+    empty ones. UserError on a misspelt parameter or a bad value, before anything is measured; and in a notebook that shows
+    what others recorded, where its run has none of that.
     """
 
     def __init__(self, notebook: str, scope: dict):
         check_injected(notebook, scope.get("In", ()))
         given = {name: converted(name, scope[name]) for name in PARAMETERS if name in scope}
         run_dir = paths.RUNS / (given["run"] or notebook)
-        super().__init__(notebook, run_dir, Path(given["figures"] or run_dir / "figures"), given)
+        figures = stored.nearest(given["figures"]) if given["figures"] else run_dir / "figures"
+        super().__init__(notebook, run_dir, figures, given)
         self._said: set[str] = set()
         self.measuring = given["measure"]
-        self.source = Path(given["results"]) if given["results"] and not self.measuring else run_dir
+        self.source = run_dir
+        measures = notebook in presets.OWN["cpu"]
+        if given["results"] and not self.measuring:
+            whole = stored.directory(given["results"])
+            self.source = stored.shown(whole, notebook) if measures else whole
+        if not measures:
+            self._check_others()
         known = {} if self.measuring else self.facts.get(f"parameters.{notebook}", {})
+        if not (measures or self.measuring or known):
+            known = stored.latest(self.facts)
         self.parameters = presets.resolved(notebook, given, known)
         if "backends" in self.parameters:  # what the others are compared with is always measured, and first
             others = [name for name in self.parameters["backends"] if name != tables.NATIVE]
@@ -36,6 +45,24 @@ class Study(Page):
         if self.measuring:
             own = {name: value for name, value in self.parameters.items() if name not in OURS}
             self._keep(f"parameters.{notebook}", own)
+
+    def _check_others(self) -> None:
+        """UserError where the run has no numbers of the notebooks that measure, or not those of the results to be shown."""
+        recorded = {record["notebook"] for record in numbers.load(self.run_dir / "numbers.json").values()}
+        needed, problem = [], ""
+        if self.source.resolve() != self.run_dir.resolve():
+            needed = [name for name in presets.OWN["cpu"] if f"parameters.{name}" in self.facts]
+            if (self.run_dir / "facts.json").exists():  # as only a run that measured has
+                problem = f"the numbers in {self.run_dir} were measured there, and are not of {self.source}"
+        missing = [name for name in needed if name not in recorded]
+        if missing or recorded.isdisjoint(presets.OWN["cpu"]):
+            others = ", ".join(missing) or "the notebooks before it"
+            problem = f"{self.notebook} shows the numbers of {others}, and {self.run_dir} has none"
+        if problem:
+            raise UserError(
+                f"{problem}: measure by `sam3lab study` and name its run, or render stored results by "
+                "`sam3lab figures --results DIR --out DIR`"
+            )
 
     # What is known of the machine and the checkpoint.
 

@@ -37,7 +37,7 @@ PARAMETERS = {
     "min_seconds": (float, "the least duration of a case and stage's steady samples over all its rounds, not negative"),
     "seed": (int, "a whole number, not negative"),
     "run": (str, "a folder below runs/, or empty for the notebook's name"),
-    "results": (str, "a directory of stored results, or empty for the run's own"),
+    "results": (str, "a directory of stored results, also from the clone's root, or empty for the run's own"),
     "measure": (bool, "True to measure, False to render stored results"),
     "figures": (str, "a folder for the figures, or empty for the run's own"),
 }
@@ -74,7 +74,7 @@ def converted(name: str, value):
     except (TypeError, ValueError):
         raise refusal from None
     if (
-        (name in LEAST and not result >= LEAST[name])
+        (name in LEAST and not LEAST[name] <= result < math.inf)
         or (name in ALLOWED and not set(result if isinstance(result, list) else [result]) <= set(ALLOWED[name]))
         or (name in ("counts", "batches") and not all(number >= 1 for number in result))
         or (name == "loads" and not all(0 < load < math.inf for load in result))

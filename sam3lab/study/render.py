@@ -20,7 +20,7 @@ def figures(results: str | None, out: str) -> int:
     """
     target = Path(out).absolute()
     if results:
-        places = {Path(results).absolute(): target}
+        places = {stored.directory(results).absolute(): target}
     else:
         places = {source: stored.folder(machine, target) for machine, source in stored.machines().items()}
     if not places:
@@ -49,7 +49,7 @@ def _render(source: Path, target: Path) -> list[str]:
             if part is None and "rounds" in known:
                 continue  # it measures, and was not run
             # What measures nothing reads all parts, and what it is to show is what the newest was asked for.
-            given = stored.facts(part)[f"parameters.{notebook}"] if part else _latest(facts)
+            given = stored.facts(part)[f"parameters.{notebook}"] if part else stored.latest(facts)
             where = part if part and "rounds" in known else source
             tasks[notebook] = {name: given[name] for name in known if name in given} | how | {"results": str(where)}
         before = published.shown(target)
@@ -61,9 +61,3 @@ def _render(source: Path, target: Path) -> list[str]:
             published.remove(target, before - published.shown(target))
         write_json(target / "numbers.json", numbers.load(Path(scratch) / "numbers.json"))
     return failed
-
-
-def _latest(facts: dict) -> dict:
-    """The parameters of the last notebook that was run."""
-    asked = [key for key in facts if key.startswith("parameters.")]
-    return facts[max(asked)] if asked else {}

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from sam3lab import atomic, paths
+from sam3lab.bench import records
 from sam3lab.bench.files import write_json
 from sam3lab.errors import UserError
 from sam3lab.study import serving_store, stored
@@ -48,15 +49,19 @@ def study(name: str, notebooks=None, parameters: dict | None = None, publish: st
 
     A notebook that was run completely with the same parameters and source is not run again, unless one before it was
     (later notebooks read what earlier ones wrote), or the run holds something that failed, or was skipped and could be
-    run now: that is tried again, and what is measured is kept. The last line printed is the path of the report.
+    run now: that is tried again, and what is measured is kept. The path of the report is printed at the end; with `publish`,
+    a directory, the results are stored there then, whatever failed, but not where nothing was measured. UserError,
+    before any notebook is run, for what cannot be: a name, parameter, runtime, checkpoint or directory.
     """
     chosen, parameters = _choose(notebooks), parameters or {}
-    if publish:
-        stored.check_part(Path(publish))
+    run_dir = records.named(name).absolute()
     known = {notebook: defaults(notebook) for notebook in chosen}
     for parameter in parameters:
         check_name(parameter, {each: None for notebook in chosen for each in known[notebook]}, "the notebooks together")
-    run_dir = (paths.RUNS / name).absolute()
+    _check_there(parameters)
+    if publish:
+        stored.check_part(Path(publish))
+        _make(Path(publish))
     tasks = {
         notebook: {key: parameters[key] for key in known[notebook] if key in parameters} | {"run": str(run_dir)}
         for notebook in chosen
@@ -67,18 +72,42 @@ def study(name: str, notebooks=None, parameters: dict | None = None, publish: st
     page = report.write(run_dir)
     if failed:
         print(f"not completed: {', '.join(failed)}; the report says why")
-    if publish:
-        publish_results(run_dir, Path(publish))
     print(page)
-    return 1 if failed else 0
+    measured = any((run_dir / "results").glob("*.parquet"))
+    if publish and measured:
+        publish_results(run_dir, Path(publish))
+    elif publish:
+        print(f"nothing was measured, so nothing is stored in {publish}")
+    return 1 if failed or (publish and not measured) else 0
+
+
+def _check_there(parameters: dict) -> None:
+    """UserError where a runtime or a checkpoint that is asked for does not exist; random weights are not made yet."""
+    from sam3lab import backends
+    from sam3lab.model import checkpoint
+
+    for name in parameters.get("backends", ()):
+        backends.get(name)
+    for name in (parameters.get("checkpoint"), parameters.get("huge")):
+        if name and not checkpoint.is_random(name):
+            checkpoint.image_size(checkpoint.resolve(name))
+
+
+def _make(directory: Path) -> None:
+    """Make a directory; UserError where it, or a file in it, cannot be made."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        raise UserError(f"results cannot be stored in {directory} ({error.strerror}): publish elsewhere") from error
 
 
 def _try_again(run_dir: Path) -> bool:
     """Whether the run holds something to try again, which is told; the measuring code then does so."""
     from sam3lab.bench import runner
 
-    records = (run_dir / serving_store.FOLDER).glob("*.json")
-    served = [path.stem.rsplit("-", 1)[0] for path in sorted(records) if not serving_store.is_done(run_dir, path.stem)]
+    kept = (run_dir / serving_store.FOLDER).glob("*.json")
+    served = [path.stem.rsplit("-", 1)[0] for path in sorted(kept) if not serving_store.is_done(run_dir, path.stem)]
     try:
         measured = runner.release(run_dir)
     except UserError as error:

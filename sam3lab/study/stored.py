@@ -26,6 +26,43 @@ def part(directory: Path, notebook: str) -> Path | None:
     return ran[-1] if ran else None
 
 
+def shown(directory: Path, notebook: str) -> Path:
+    """The run in a directory that a notebook which measures is shown from: its part, or the only run that there is.
+
+    UserError, naming the parts, where there are several and none ran it.
+    """
+    there = parts(directory)
+    if (found := part(directory, notebook)) is None and len(there) > 1:
+        ran = ", ".join(each.name for each in there)
+        raise UserError(f"{directory} holds the parts {ran}, none of which ran {notebook}: measure it, or show another")
+    return found or there[0]
+
+
+def nearest(path: str | Path) -> Path:
+    """A path as seen from the working directory or, where there is nothing but the clone has it, from the clone's root:
+    a notebook's kernel works in notebooks/.
+    """
+    own, clones = Path(path), paths.ROOT / path
+    return clones if clones.exists() and not own.exists() else own
+
+
+def directory(path: str | Path) -> Path:
+    """The directory of stored results at `path`, see `nearest`; UserError where there is none."""
+    found = nearest(path)
+    if not found.is_dir():
+        raise UserError(
+            f"there is no directory {path} (from {Path.cwd()} or {paths.ROOT}): name one that `sam3lab study` wrote, or "
+            "one in data/results/"
+        )
+    return found
+
+
+def latest(facts: dict) -> dict:
+    """The parameters of the last notebook that was run, from `facts`."""
+    asked = [key for key in facts if key.startswith("parameters.")]
+    return facts[max(asked)] if asked else {}
+
+
 def facts(directory: Path) -> dict:
     """What the runs in a directory found out once, the newer in place of the older; empty where there is none yet."""
     found = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import multiprocessing
+import signal
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -62,7 +63,12 @@ def stream(first: int, size: int, word_ids: dict[str, int], workers: int = 0) ->
         for seeds in batches:
             yield draw(seeds, word_ids)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        pending = deque(pool.submit(draw, seeds, word_ids) for seeds in itertools.islice(batches, AHEAD * workers))
+        # Ctrl-C goes to every process of the terminal. The workers inherit that it is held back: theirs is to be closed.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            pending = deque(pool.submit(draw, seeds, word_ids) for seeds in itertools.islice(batches, AHEAD * workers))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
             while True:
                 pending.append(pool.submit(draw, next(batches), word_ids))

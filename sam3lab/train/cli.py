@@ -30,17 +30,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; then publish the averaged weights, whether or not the schedule was finished."""
+    """Train; then publish the averaged weights, whether or not the schedule was finished; 130 after Ctrl-C, which saves.
+
+    Raises UserError for options that cannot be, before anything is written.
+    """
     import os
+    import sys
 
     import torch
 
+    from sam3lab.errors import UserError
     from sam3lab.train.architecture import nano
     from sam3lab.train.learner import Settings
-    from sam3lab.train.loop import LOG, train
+    from sam3lab.train.loop import LOG, STATE, train
     from sam3lab.train.publish import publish
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _check(args, device)
     cuda = device.startswith("cuda")
     settings = Settings(
         steps=args.steps,
@@ -52,21 +58,52 @@ def run(args: argparse.Namespace) -> int:
     )
     torch.backends.cudnn.benchmark = cuda  # shapes never change: it pays to try every algorithm once
     raw = nano()
-    learner = train(
-        raw,
-        settings,
-        args.output,
-        device,
-        workers=min(6, (os.cpu_count() or 2) // 2) if args.workers is None else args.workers,
-        compiled=cuda if args.compile is None else args.compile,
-        resume=args.resume,
-        stop=args.stop,
-        seconds=args.limit_seconds,
-        log_every=args.log_every,
-        validate_every=args.validate_every,
-    )
+    try:
+        learner = train(
+            raw,
+            settings,
+            args.output,
+            device,
+            workers=min(6, (os.cpu_count() or 2) // 2) if args.workers is None else args.workers,
+            compiled=cuda if args.compile is None else args.compile,
+            resume=args.resume,
+            stop=args.stop,
+            seconds=args.limit_seconds,
+            log_every=args.log_every,
+            validate_every=args.validate_every,
+        )
+    except KeyboardInterrupt:
+        saved = (args.output / STATE).exists()
+        again = "with --resume goes on from what was saved" if saved else "starts again: nothing was saved yet"
+        print(f"interrupted; the same command {again}", file=sys.stderr)
+        return 130
+    if not learner.step:
+        raise UserError(
+            f"--limit-seconds {args.limit_seconds:g} was over before the first step: give more, with --resume"
+        )
     hardware = args.hardware or (torch.cuda.get_device_name(device) if cuda else "CPU")
     checkpoint = args.output / "sam3-nano"
     publish(learner.average, raw, settings, args.output / LOG, checkpoint, hardware)
     print(f"step {learner.step} of {settings.steps}: {checkpoint}")
     return 0
+
+
+def _check(args: argparse.Namespace, device: str) -> None:
+    """Raises UserError for what is no setting of the run itself, which Settings checks."""
+    import torch
+
+    from sam3lab.errors import UserError
+
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (number and (kind == "cpu" or not number.isdecimal())):
+        raise UserError(f"--device {device} is none of cpu, cuda, cuda:0, cuda:1 …")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        seen = torch.cuda.device_count()
+        raise UserError(
+            f"--device {device}: PyTorch sees {seen or 'no'} GPU{'s' * (seen > 1)} here; give --device cpu, or another"
+        )
+    for name, least in {"workers": 0, "stop": 1, "log_every": 1, "validate_every": 1}.items():
+        if (value := getattr(args, name)) is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} is {value}: give at least {least}")
+    if args.limit_seconds is not None and not args.limit_seconds > 0:
+        raise UserError(f"--limit-seconds is {args.limit_seconds}: give more than 0")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sam3lab.errors import UserError
+from sam3lab.model.config import check_resolution
 from sam3lab.model.detector import corners
 from sam3lab.model.sam3 import Sam3
 from sam3lab.train import losses, matching
@@ -19,7 +20,7 @@ from sam3lab.train.batches import Batch
 
 @dataclass(frozen=True)
 class Settings:
-    """What makes a training run; two runs with the same settings take the same steps.
+    """What makes a training run; two runs with the same settings take the same steps. Raises UserError for bad ones.
 
     steps: length of the schedule. batch: scenes a step, each with four prompts. learning_rate: its peak, after `warmup`
     steps; it then falls along a cosine to `floor` times the peak. average: decay of the weights' moving average.
@@ -37,6 +38,15 @@ class Settings:
     precision: str = "bf16"
     resolution: int | None = None
     seed: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: give at least 1")
+        if not 0 < self.learning_rate < math.inf:
+            raise UserError(f"the learning rate is {self.learning_rate}: give one above 0")
+        if self.resolution is not None:
+            check_resolution(self.resolution)
 
 
 def forward(model: Sam3, pixels: Tensor, ids: Tensor, mask: Tensor, image_index: Tensor) -> dict[str, Tensor]:

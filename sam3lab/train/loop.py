@@ -1,6 +1,10 @@
 """Training from the first step, or from where a run stopped, to the last one or to a limit of time."""
 
+import os
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sam3lab.errors import UserError
@@ -33,7 +37,9 @@ def train(
 
     stop: step to stop at, before the schedule's end. seconds: wall time after which to stop; either way the state is
     saved and `resume` goes on from it, step for step as if it had not stopped. save_every: seconds between saves.
-    validation: scenes of the validation split to score the averaged weights on.
+    validation: scenes of the validation split to score the averaged weights on. Ctrl-C stops after the step, and what was
+    done is saved before KeyboardInterrupt is raised; a second one stops at once. Raises UserError where `output` holds
+    another run, or none to resume.
     """
     began = time.monotonic()
     output.mkdir(parents=True, exist_ok=True)
@@ -68,24 +74,44 @@ def train(
         progress.show(learner.step, values | measured)
 
     try:
-        if learner.step < last:
-            prepare()
-        while learner.step < last and (seconds is None or time.monotonic() - began < seconds):
-            terms.append(learner.take(batch.pop(), prepare if learner.step + 1 < last else lambda: None))
-            if learner.step % validate_every == 0 or learner.step == settings.steps:
-                record({f"val_{name}": value for name, value in _score(learner, held).items()})
-            elif learner.step % log_every == 0 or learner.step == 1:
+        with _held_interrupts() as interrupts:
+            if learner.step < last:
+                prepare()
+            while learner.step < last and not interrupts and (seconds is None or time.monotonic() - began < seconds):
+                terms.append(learner.take(batch.pop(), prepare if learner.step + 1 < last else lambda: None))
+                if learner.step % validate_every == 0 or learner.step == settings.steps:
+                    record({f"val_{name}": value for name, value in _score(learner, held).items()})
+                elif learner.step % log_every == 0 or learner.step == 1:
+                    record({})
+                if time.monotonic() - saved > save_every:
+                    save()
+                    saved = time.monotonic()
+            if terms:
                 record({})
-            if time.monotonic() - saved > save_every:
-                save()
-                saved = time.monotonic()
-        if terms:
-            record({})
-        save()
+            save()
+        if interrupts:
+            raise KeyboardInterrupt
     finally:
         progress.close()
         drawn.close()
     return learner
+
+
+@contextmanager
+def _held_interrupts() -> Iterator[list[int]]:
+    """The first Ctrl-C goes into the list, so that no step is left half done; the next one interrupts as ever."""
+    interrupts = []
+
+    def note(number: int, frame) -> None:
+        interrupts.append(number)
+        signal.signal(signal.SIGINT, before)
+        os.write(2, b"\nstopping after this step; Ctrl-C again stops at once\n")  # print may be what was interrupted
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _validation(scenes: int, size: int, word_ids: dict[str, int]):
