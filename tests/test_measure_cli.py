@@ -86,7 +86,8 @@ def test_a_run_has_a_plain_name(name, monkeypatch, tmp_path, capsys):
 
 
 def test_doctor_tells_of_every_backend_and_why_not(capsys):
-    assert cli.doctor(argparse.Namespace(graph=False)) == 0
+    options = argparse.Namespace(graph=False, checkpoint=None, precision=None, resolution=None, device=None)
+    assert cli.doctor(options) == 0
     printed = capsys.readouterr().out
     for word in (
         "transformers",
