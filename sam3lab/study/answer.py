@@ -1,6 +1,5 @@
 """The one-page answer: which runtime for which use, from the numbers that the notebooks recorded, and from those alone."""
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -75,8 +74,8 @@ def best(use: Use, known: dict[str, dict]) -> tuple[Row, list[Row]] | None:
         return None
     sign = 1 if use.better == "less" else -1
     first = min(found, key=lambda row: sign * found[row]["value"])
-    ends = estimate(found[first])
-    tied = [row for row in found if row != first and _overlap(ends, estimate(found[row]))]
+    ends = numbers.estimate(found[first])
+    tied = [row for row in found if row != first and _overlap(ends, numbers.estimate(found[row]))]
     return first, tied
 
 
@@ -186,7 +185,7 @@ def frame(known: dict[str, dict]):
         if found[chosen[0]]["unit"].startswith(IDLE):
             text = f"{numbers.digits(least, 2)}× idle"
         for row, record in found.items():
-            ends = estimate(record)
+            ends = numbers.estimate(record)
             times = [ends.value / least, ends.low / least, ends.high / least]
             if use.better == "more":
                 times = [least / ends.value, least / ends.high, least / ends.low]
@@ -200,15 +199,9 @@ def _relative(known: dict[str, dict], record: dict) -> bool:
 
 
 def _of(record: dict, native: dict) -> str:
-    ends = estimate(record)
+    ends = numbers.estimate(record)
     parts = [each / native["value"] for each in (ends.value, ends.low, ends.high)]
     return f"{numbers.interval(*parts)} of native PyTorch's {'rate' if record['unit'] == 'images/s' else 'time'}"
-
-
-def estimate(record: dict) -> Estimate:
-    """A recorded number with its interval, NaN where it has none."""
-    low, high = (math.nan if record[end] is None else record[end] for end in ("low", "high"))
-    return Estimate(record["value"], low, high)
 
 
 def _rows(known: dict[str, dict]) -> set[Row]:

@@ -9,10 +9,14 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sam3lab import atomic
 from sam3lab.bench.case import PRECISIONS
 from sam3lab.errors import UserError
+
+if TYPE_CHECKING:
+    from sam3lab.bench.statistics import Estimate
 
 KEY = re.compile(r"\{([A-Za-z0-9_.:\-*]+)(?:\|(value|text))?\}")
 # Units that stand without a space before them, and those whose large values read better in the next unit up.
@@ -93,6 +97,14 @@ def number(estimate, unit: str = "") -> dict:
     value = float(estimate if value is None else value)
     low, high = (float(end) if end is not None and math.isfinite(end) else None for end in (low, high))
     return {"value": value, "low": low, "high": high, "unit": unit, "text": interval(value, low, high, unit)}
+
+
+def estimate(record: dict) -> "Estimate":
+    """The estimate of such a record, with NaN for an interval that it has not."""
+    from sam3lab.bench.statistics import Estimate
+
+    low, high = (math.nan if record[end] is None else record[end] for end in ("low", "high"))
+    return Estimate(record["value"], low, high)
 
 
 def load(path: Path) -> dict[str, dict]:

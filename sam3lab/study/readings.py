@@ -5,7 +5,6 @@ the article's own rows can. Where the article leaves open what was measured (the
 under PyTorch, how several objects were passed), a claim has several readings, and claims of one kind have the same ones.
 """
 
-import math
 from dataclasses import dataclass
 
 from sam3lab.bench.statistics import Estimate
@@ -82,8 +81,8 @@ class Known:
         """The number under the first of these keys that was recorded, times a factor, as an estimate; None without one."""
         for key in keys:
             if record := self.records.get(key):
-                ends = (math.nan if record[end] is None else record[end] for end in ("low", "high"))
-                return Estimate(*(factor * value for value in (record["value"], *ends)))
+                found = numbers.estimate(record)
+                return Estimate(*(factor * value for value in (found.value, found.low, found.high)))
         return None
 
     def peak(self, backend: str, precision: str) -> Estimate | None:

@@ -78,7 +78,7 @@ def ratios(
             ratio = shown = Estimate(1.0, 1.0, 1.0)
         else:
             ratio = statistics.ratio_ci(group, other, noise=noise.get(_kind(keys, by)))
-            shown = statistics.ratio_ci(other, group, noise=noise.get(_kind(keys, by))) if invert else ratio
+            shown = Estimate(1 / ratio.value, 1 / ratio.high, 1 / ratio.low) if invert else ratio
         said = verdict(ratio)
         rows.append((*keys, *_ends(shown), _OF_MEMORY.get(said, said) if metric == PEAK["metric"] else said))
     if not rows:
