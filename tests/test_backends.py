@@ -218,10 +218,10 @@ def test_a_text_stage_runs_beside_the_image_stage_right_before_it_alone(monkeypa
 def test_onnxruntime_needs_a_gpu_for_cuda(monkeypatch):
     ort, backend = pytest.importorskip("onnxruntime"), backends.get("onnxruntime")
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    monkeypatch.setattr("sam3lab.bench.nvml.gpu", lambda: None)
+    monkeypatch.setattr("sam3lab.nvml.gpu", lambda: None)
     assert "no NVIDIA GPU is to be seen" in backend.unavailable("cuda", "fp16")
     assert backend.unavailable("cpu", "fp32") is None
-    monkeypatch.setattr("sam3lab.bench.nvml.gpu", lambda: object())
+    monkeypatch.setattr("sam3lab.nvml.gpu", lambda: object())
     assert backend.unavailable("cuda", "fp16") is None
 
 

@@ -609,7 +609,7 @@ def test_engines_of_other_options_are_said_to_be_the_users_own(engines, monkeypa
 def test_the_command(trt, graphs, tmp_path, monkeypatch, capsys):
     source, target, timings = graphs("small", "fp32"), tmp_path / "sam3.engine", tmp_path / "timings"
     monkeypatch.setenv("SAM3LAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("sam3lab.bench.nvml.gpu", lambda: None)
+    monkeypatch.setattr("sam3lab.nvml.gpu", lambda: None)
     words = f"--onnx={source} --saveEngine={target} --memPoolSize=workspace:64M --timingCacheFile={timings}"
     assert command(*words.split(), "--optShapes=images:1", "--maxShapes=images:2") == 0
     out = capsys.readouterr().out

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from sam3lab import nvml
 from sam3lab.backends import Artifacts
-from sam3lab.bench import gpu_monitor, memory, nvml, worker
+from sam3lab.bench import gpu_monitor, memory, worker
 from sam3lab.bench.case import Case
 from sam3lab.bench.clock import Clock, steady
 from sam3lab.bench.gpu_monitor import SHARE, WINDOW, GpuMonitor

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sam3lab.bench import nvml
+from sam3lab import nvml
 from sam3lab.study import presets, run
 from sam3lab.study.notebook import Study
 

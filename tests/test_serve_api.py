@@ -775,14 +775,14 @@ def test_other_machines_need_a_key(monkeypatch, tmp_path, capsys):
 
 
 def test_engines_by_device(monkeypatch):
-    monkeypatch.setattr("sam3lab.bench.nvml.gpu", lambda: None)
+    monkeypatch.setattr("sam3lab.nvml.gpu", lambda: None)
     primary, fallback = engines(_arguments("--threads", "2"))
     assert (primary.backend, primary.precision, primary.device, primary.threads) == ("onnxruntime", "fp32", "cpu", 2)
     assert (fallback.backend, fallback.precision, fallback.device) == ("openvino", "fp32", "cpu")
     assert engines(_arguments("--fallback", "none"))[1] is None
     assert engines(_arguments("--backend", "openvino"))[1] is None
     monkeypatch.setattr("sam3lab.backends.onnxruntime.OnnxRuntimeBackend.unavailable", lambda *_: None)
-    monkeypatch.setattr("sam3lab.bench.nvml.gpu", lambda: object())
+    monkeypatch.setattr("sam3lab.nvml.gpu", lambda: object())
     primary, fallback = engines(_arguments("--fallback", "onnxruntime"))
     assert (primary.precision, primary.device, primary.name) == ("fp16", "cuda", "onnxruntime")
     assert (fallback.precision, fallback.device, fallback.name) == ("fp32", "cpu", "onnxruntime-cpu")

@@ -384,7 +384,7 @@ def test_prepare_builds_from_graphs(small_checkpoint, monkeypatch, tmp_path):
     pytest.importorskip("tensorrt")
     graphs = cache.graphs(small_checkpoint, RESOLUTION, "fp16-mixed")
     monkeypatch.setattr(engine_builder, "build", lambda graph, *_: graph.name.encode())
-    monkeypatch.setattr("sam3lab.bench.nvml.gpu", lambda: None)
+    monkeypatch.setattr("sam3lab.nvml.gpu", lambda: None)
     monkeypatch.setenv("SAM3LAB_CACHE", str(tmp_path))
     made = TensorRtBackend.prepare(Artifacts(small_checkpoint, RESOLUTION, "fp16", "cuda", graphs=graphs))
     assert (made.graphs / "detect.engine").read_bytes() == b"detect.onnx"
@@ -416,9 +416,9 @@ def test_why_it_cannot_run(monkeypatch):
 def test_a_builder_without_a_runtime_is_named(monkeypatch):
     pytest.importorskip("tensorrt")
     monkeypatch.setattr(backend_module, "missing", lambda *modules: None)
-    monkeypatch.setattr("sam3lab.bench.nvml.gpu", lambda: None)
+    monkeypatch.setattr("sam3lab.nvml.gpu", lambda: None)
     assert "no NVIDIA GPU" in TensorRtBackend.unavailable("cuda", "fp16")
-    monkeypatch.setattr("sam3lab.bench.nvml.gpu", lambda: SimpleNamespace())
+    monkeypatch.setattr("sam3lab.nvml.gpu", lambda: SimpleNamespace())
     monkeypatch.setattr(engine, "library_version", lambda: 10701)
     assert "only builds engines" in TensorRtBackend.unavailable("cuda", "fp16")
     monkeypatch.setattr(engine, "library_version", lambda: 110400)
@@ -431,7 +431,7 @@ def test_a_broken_installation_is_a_reason(monkeypatch, tmp_path, error):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     monkeypatch.setattr(backend_module, "missing", lambda *modules: None)
-    monkeypatch.setattr("sam3lab.bench.nvml.gpu", lambda: SimpleNamespace())
+    monkeypatch.setattr("sam3lab.nvml.gpu", lambda: SimpleNamespace())
     reason = TensorRtBackend.unavailable("cuda", "fp16")
     assert re.search(r"TensorRT cannot be imported \(libnvinfer.*pip install", reason)
     with pytest.raises(UserError, match="cannot be imported"):

@@ -35,7 +35,7 @@ def missing(*modules: str) -> str | None:
 
 def no_gpu(runtime: str) -> str | None:
     """Why a runtime that needs an NVIDIA GPU cannot run, with the remedy, or None where there is one."""
-    from sam3lab.bench.nvml import gpu
+    from sam3lab.nvml import gpu
 
     if gpu() is not None:
         return None

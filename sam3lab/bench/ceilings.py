@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sam3lab.bench import child, nvml, process
+from sam3lab import nvml
+from sam3lab.bench import child, process
 from sam3lab.bench.clock import Clock, steady, warm_up
 from sam3lab.bench.statistics import Estimate, in_blocks, median_ci
 from sam3lab.cores import available_cores

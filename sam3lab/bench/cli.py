@@ -145,9 +145,9 @@ def _cases(args: argparse.Namespace) -> tuple[list, bool]:
 
     from sam3lab import backends, images
     from sam3lab.bench.case import Case, accuracy_case
-    from sam3lab.bench.nvml import gpu
     from sam3lab.errors import UserError
     from sam3lab.model import checkpoint
+    from sam3lab.nvml import gpu
 
     if args.cases:
         try:

@@ -41,7 +41,7 @@ def table(device: str = "", samples: "pd.DataFrame | None" = None) -> "pd.DataFr
     """
     import pandas as pd
 
-    from sam3lab.bench.nvml import gpu
+    from sam3lab.nvml import gpu
 
     device = device or ("cuda" if gpu() else "cpu")
     rows = []

@@ -5,8 +5,8 @@ from typing import Any
 from sam3lab import backends
 from sam3lab.bench import environment
 from sam3lab.bench.case import DEVICES, PRECISIONS
-from sam3lab.bench.nvml import gpu, users
 from sam3lab.errors import UserError
+from sam3lab.nvml import gpu, users
 from sam3lab.paths import DATA, RUNS, cache_dir
 
 _RUNTIMES = (

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sam3lab.bench.nvml import gpu
 from sam3lab.cores import available_cores
+from sam3lab.nvml import gpu
 from sam3lab.paths import ROOT
 
 PACKAGES = (
@@ -54,8 +54,9 @@ _CODE = (
     "export/*.py",
     "backends/*.py",
     "images.py",
+    "nvml.py",
     "postprocess.py",
-    *(f"bench/{name}.py" for name in ("clock", "cold", "gpu_monitor", "inputs", "memory", "nvml", "stages", "worker")),
+    *(f"bench/{name}.py" for name in ("clock", "cold", "gpu_monitor", "inputs", "memory", "stages", "worker")),
     *(f"bench/{name}.py" for name in ("accuracy", "average_precision", "coco", "predict", "scene_inputs")),
 )
 

@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from sam3lab.bench.clock import now as monotonic
-from sam3lab.bench.nvml import LIMITS, Gpu
+from sam3lab.nvml import LIMITS, Gpu
 
 PERIOD = 0.05  # seconds between readings of clocks and temperature, at least
 SHARE = 0.02  # of a phase that they may take

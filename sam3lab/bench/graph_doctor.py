@@ -53,8 +53,8 @@ def report(console, args: argparse.Namespace) -> None:
     from rich.table import Table
 
     from sam3lab.bench.case import Case
-    from sam3lab.bench.nvml import gpu
     from sam3lab.model import checkpoint
+    from sam3lab.nvml import gpu
 
     device = args.device or ("cuda" if gpu() else "cpu")
     name, resolution = args.checkpoint or "sam3-nano", args.resolution

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sam3lab.bench.nvml import Gpu
+from sam3lab.nvml import Gpu
 
 _STATUS = Path("/proc/self/status")
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from sam3lab import backends
-from sam3lab.bench import environment, inputs, nvml, parity, plan, prepare, process, records, scene_inputs
+from sam3lab import backends, nvml
+from sam3lab.bench import environment, inputs, parity, plan, prepare, process, records, scene_inputs
 from sam3lab.bench.case import Case
 from sam3lab.bench.progress import Progress
 from sam3lab.cores import available_cores

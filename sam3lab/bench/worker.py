@@ -21,8 +21,8 @@ from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
 
-from sam3lab import backends  # noqa: E402
-from sam3lab.bench import artifacts, child, cold, memory, nvml  # noqa: E402
+from sam3lab import backends, nvml  # noqa: E402
+from sam3lab.bench import artifacts, child, cold, memory  # noqa: E402
 from sam3lab.bench.case import Case  # noqa: E402
 from sam3lab.bench.clock import Clock, CudaEvents, now, steady, warm_up  # noqa: E402
 from sam3lab.bench.gpu_monitor import GpuMonitor  # noqa: E402

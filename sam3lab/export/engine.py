@@ -30,7 +30,7 @@ def machine() -> dict[str, str]:
 
     Raises UserError as `imported` does.
     """
-    from sam3lab.bench.nvml import gpu
+    from sam3lab.nvml import gpu
 
     trt, graphics = imported(), gpu()
     facts = graphics.facts() if graphics else {}

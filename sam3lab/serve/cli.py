@@ -93,8 +93,8 @@ def engines(args: argparse.Namespace) -> "tuple[EngineSpec, EngineSpec | None]":
     Raises UserError for one that was named and is unknown or cannot run here.
     """
     from sam3lab import backends
-    from sam3lab.bench.nvml import gpu
     from sam3lab.errors import UserError
+    from sam3lab.nvml import gpu
     from sam3lab.serve.spec import EngineSpec
 
     device = args.device or ("cuda" if gpu() else "cpu")

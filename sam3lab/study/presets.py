@@ -61,7 +61,7 @@ NAMES += ("fallback", "loads", "seconds", "deadline")
 
 def device() -> str:
     """ "cuda" where NVIDIA's management library shows a GPU that CUDA would use, else "cpu"."""
-    from sam3lab.bench.nvml import gpu
+    from sam3lab.nvml import gpu
 
     return "cuda" if gpu() else "cpu"
 
