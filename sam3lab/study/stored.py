@@ -141,13 +141,14 @@ def check_part(directory: Path) -> None:
 
 
 def machines() -> dict[str, Path]:
-    """{name: directory} of what is in data/results/. The last is the one whose figures are shown first: the newest with
-    a GPU, or else the newest.
+    """{name: directory} of what is in data/results/. The last is the one whose figures are shown first: of those with a GPU,
+    if there are any, the one on which most notebooks were run, and of several such the newest.
     """
     folders = sorted((paths.DATA / "results").glob("*"))
     newest = {folder.name: parts(folder)[-1] for folder in folders if folder.is_dir()}
     known = {name: _environment(part) for name, part in newest.items() if _holds_run(part)}
-    order = sorted(known, key=lambda name: (bool(known[name].get("gpu")), known[name].get("collected", "")))
+    ran = {name: sum(key.startswith("parameters.") for key in facts(paths.DATA / "results" / name)) for name in known}
+    order = sorted(known, key=lambda name: (bool(known[name].get("gpu")), ran[name], known[name].get("collected", "")))
     return {name: paths.DATA / "results" / name for name in order}
 
 
