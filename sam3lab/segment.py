@@ -55,20 +55,19 @@ def segment(
     import numpy as np
 
     from sam3lab import backends, images
-    from sam3lab.backends import RawOutputs
     from sam3lab.bench.clock import now
     from sam3lab.errors import UserError
     from sam3lab.model.config import check_resolution
     from sam3lab.model.tokenizer import load_tokenizer
-    from sam3lab.postprocess import check_thresholds, detections
+    from sam3lab.postprocess import at_image_size, check_thresholds, chosen
 
-    chosen = backends.get(backend)
-    if reason := chosen.unavailable(artifacts.device, artifacts.precision):
+    kind = backends.get(backend)
+    if reason := kind.unavailable(artifacts.device, artifacts.precision):
         raise UserError(f"the backend {backend} cannot run {artifacts.precision} on {artifacts.device}: {reason}")
     check_resolution(artifacts.resolution)
     check_thresholds(threshold, mask_threshold)
     result = Segmentation([])
-    runner, begin = chosen(), now()
+    runner, begin = kind(), now()
 
     def lap(step: str) -> None:
         nonlocal begin
@@ -78,7 +77,7 @@ def segment(
     pixels = images.pixels(photograph, artifacts.resolution)[None]
     index = np.zeros(len(prompts), dtype=np.int64), np.arange(len(prompts))
     lap("pre-process")
-    artifacts = chosen.prepare(artifacts)
+    artifacts = kind.prepare(artifacts)
     lap("prepare")
     runner.load(artifacts)
     lap("load")
@@ -93,10 +92,10 @@ def segment(
         raw = runner.detect(features, text, device_mask, *map(runner.upload, index))
         runner.synchronize()
         lap("detect")
-        outputs = RawOutputs(*runner.download(tuple(raw)))
+        parts = chosen(runner, raw, [threshold] * len(prompts))
     finally:
         runner.close()
-    found = detections(outputs, photograph.shape[:2], threshold, mask_threshold)
+    found = [at_image_size(*each, photograph.shape[:2], mask_threshold) for each in parts]
     lap("post-process")
     result.found = list(zip(prompts, found, strict=True))
     return result

@@ -9,6 +9,9 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
+
+from sam3lab.backends.base import RawOutputs
 from sam3lab.backends.onnxruntime import OnnxRuntimeBackend
 from sam3lab.backends.sleep import SleepBackend
 
@@ -79,6 +82,30 @@ class Steady(SleepBackend):
 
     name = "steady"
     milliseconds = 2.0
+
+
+class Device(SleepBackend):
+    """Takes its time without the processor, as a GPU does; finds ten things in every image, in half precision."""
+
+    name = "device"
+    _masks: np.ndarray | None = None
+
+    def image(self, pixels):
+        time.sleep(0.016 * len(pixels))
+        return tuple(np.zeros((len(pixels), 8, side, side), np.float16) for side in (4, 2, 1))
+
+    def text(self, ids, mask):
+        time.sleep(0.001)
+        return np.zeros((*ids.shape, 8), np.float16)
+
+    def detect(self, features, text, mask, image_index, text_index):
+        time.sleep(0.005 * len(image_index))
+        count, side = len(image_index), 4 * self._grid
+        if self._masks is None or len(self._masks) < count:
+            self._masks = np.random.default_rng(0).normal(size=(count, 10, side, side)).astype(np.float16)
+        box = np.tile(np.float32([0.2, 0.2, 0.6, 0.6]), (count, 10, 1))
+        sure = np.full((count, 10), 3, np.float32)
+        return RawOutputs(sure, np.full((count, 1), 5, np.float32), box, self._masks[:count], self._masks[:count, :1])
 
 
 class Incomplete:

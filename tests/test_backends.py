@@ -166,6 +166,7 @@ def test_rows_of_several_calls_become_one_batch(backend):
     masks = backend.download(backend.gather([(outputs.masks, (1, 3)), (outputs.masks, (0, 2))]))
     whole = backend.download(outputs.masks)
     np.testing.assert_array_equal(masks, np.stack([whole[1, 3], whole[0, 2]]))
+    np.testing.assert_array_equal(backend.fetch(outputs.masks).astype(np.float32), whole)
     for number, inputs in enumerate((first, second)):
         alone = run(backend, inputs | {"image_index": np.array([1]), "text_index": np.array([2])})
         for name, value in zip(outputs._fields, backend.download(tuple(outputs)), strict=True):

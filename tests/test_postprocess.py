@@ -12,8 +12,9 @@ import torch
 from pycocotools import mask as coco
 
 from sam3lab.backends.base import RawOutputs
+from sam3lab.backends.sleep import SleepBackend
 from sam3lab.errors import UserError
-from sam3lab.postprocess import detections
+from sam3lab.postprocess import at_image_size, chosen, detections
 
 
 def logit(probability):
@@ -154,3 +155,32 @@ def test_thresholds_are_probabilities(threshold):
         detections(random_outputs(), (4, 4), score_threshold=threshold)
     with pytest.raises(UserError, match="mask threshold"):
         detections(random_outputs(), (4, 4), mask_threshold=threshold)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.7, 1.0])
+def test_what_is_chosen_on_the_device_is_what_all_outputs_give(threshold, dtype, monkeypatch):
+    raw, sizes = random_outputs(), [(37, 61), (61, 37), (5, 9)]
+    raw = raw._replace(masks=raw.masks.astype(dtype))
+    backend, left = SleepBackend(), []
+    monkeypatch.setattr(backend, "fetch", lambda value: left.append(len(value)) or value, raising=False)
+    found = chosen(backend, raw, [threshold] * 3)
+    wanted = detections(raw, sizes, threshold)
+    for (scores, boxes, masks), size, whole in zip(found, sizes, wanted, strict=True):
+        assert (scores.dtype == boxes.dtype == np.float32 and masks.dtype == dtype) or not len(scores)
+        one = at_image_size(scores, boxes, masks, size)
+        np.testing.assert_allclose(one.scores, whole.scores, rtol=1e-6)
+        np.testing.assert_allclose(one.boxes, whole.boxes, rtol=1e-6)
+        np.testing.assert_array_equal(one.masks, whole.masks)
+    assert sum(left) == sum(map(len, wanted))  # and no mask of another query leaves it
+
+
+def test_each_pair_has_a_floor_of_its_own_and_pairs_beyond_the_floors_are_padding():
+    raw = random_outputs(pairs=4)
+    raw.logits[3] = np.nan  # which nobody reads
+    all_of_it, none, best = chosen(SleepBackend(), raw, [0.0, 1.0, 0.0], most=5)
+    assert [len(scores) for scores, _, _ in (all_of_it, none, best)] == [5, 0, 5]
+    np.testing.assert_array_equal(best[2], raw.masks[2][np.argsort(-raw.logits[2], kind="stable")[:5]])
+    raw.logits[0, 0] = np.nan
+    with pytest.raises(RuntimeError, match="not finite"):
+        chosen(SleepBackend(), raw, [0.0, 1.0, 0.0])

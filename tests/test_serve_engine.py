@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -292,7 +293,9 @@ def test_a_full_queue_says_when_the_engine_that_is_asked_for_may_be_back(start):
     service = start(SLOW, STEADY, queue=2, batching=False, wait=0.0)
     for name in ("slow", "steady"):
         ask(service, engine=name).result(10)
-    waiting = [ask(service, seed) for seed in range(3)]
+    waiting = [ask(service, 0)]
+    assert until(lambda: service.status()["engines"]["slow"]["held"] == 1)
+    waiting += [ask(service, seed) for seed in (1, 2)]
     expected = []
     for name in ("", "slow", "steady"):
         with pytest.raises(Busy) as caught:
@@ -330,9 +333,71 @@ def test_an_engine_can_be_asked_for_by_name(start, fault):
         ask(service, engine="quick")
 
 
+# A worker that has its next batch there when it ends one
+
+
+def test_the_next_batch_is_sent_before_the_last_one_is_done_and_no_more_than_that(start):
+    service = start(replace(SLOW, ahead=1), batching=False, image_entries=0, prompt_entries=0)
+    ask(service).result(10)
+    futures = [ask(service, seed) for seed in range(6)]
+    assert until(lambda: service.status()["engines"]["slow"]["held"] == 2)
+    assert service.status()["queued"] == 4 and service.status()["expected_wait"] > 4 * 0.15
+    answers = [future.result(10) for future in futures]
+    assert [answer.batch for answer in answers] == [1] * 6
+    queued = [answer.milliseconds["queue"] for answer in answers]
+    assert sorted(queued) == queued and queued[1] > 100  # what it waited in the worker is no time of a stage
+    pace = service.status()["engines"]["slow"]["seconds_a_request"]
+    assert 0.14 < pace < 0.25  # of one after the other, not of both since they were sent
+
+
+def test_on_a_cpu_requests_wait_together_and_on_a_gpu_the_next_batch_is_there():
+    assert (QUICK.ahead, EngineSpec("onnxruntime", device="cuda").ahead) == (0, 1)
+    assert EngineSpec("onnxruntime", device="cuda", ahead=0).ahead == 0
+
+
+def test_each_request_gets_its_own_answer_however_many_batches_are_underway(real):
+    service = Service(EngineSpec("onnxruntime", ahead=2), limits=Limits(images=2, image_entries=0))
+    service.start()
+    try:
+        scenes, prompts = load_split("test")[:12], ("circle", "star", "square")
+        requests = [Request(scene.image, (prompts[i % 3],)) for i, scene in enumerate(scenes)] * 2
+        futures = [service.submit(request) for request in requests]
+        for request, future in zip(requests, futures, strict=True):
+            one, other = future.result(30).candidates[0], real.submit(request).result(30).candidates[0]
+            np.testing.assert_allclose(one.scores, other.scores, rtol=1e-3, atol=1e-4)
+            assert len(one.masks) == len(other.masks) == len(one.scores)
+    finally:
+        service.close()
+
+
+def test_a_lost_device_costs_those_behind_nothing_where_there_is_no_other_engine(start, fault):
+    service = start(replace(QUICK, ahead=1), batching=False)
+    ask(service).result(10)
+    fault("device")
+    first = ask(service)
+    with pytest.raises(ServiceError, match="quick lost its device"):
+        first.result(10)
+    behind = [ask(service, seed) for seed in range(3)] if service.ready else []
+    fault("")
+    outcomes = [future.exception(10) for future in behind]
+    assert sum(outcome is not None for outcome in outcomes) <= 1  # what was begun before it was mended
+    assert until(lambda: state(service, "quick") == "ready") and ask(service).result(10).engine == "quick"
+
+
+def test_closing_with_batches_underway_answers_all(start):
+    service = start(replace(SLOW, ahead=1), batching=False)
+    futures = [ask(service, seed) for seed in range(5)]
+    assert until(lambda: service.status()["engines"]["slow"]["held"] == 2)
+    service.close()
+    outcomes = [future.exception(0) for future in futures]
+    assert outcomes[0] is None and all(isinstance(outcome, NotReady) for outcome in outcomes[2:])
+    assert outcomes[1] is None or isinstance(outcomes[1], NotReady)
+
+
 # Failures of the first engine
 
 
+@pytest.mark.parametrize("ahead", [0, 1])
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
@@ -343,8 +408,10 @@ def test_an_engine_can_be_asked_for_by_name(start, fault):
         ("hang", r"quick did not answer within 1\.5 s"),
     ],
 )
-def test_every_request_is_answered_by_the_fallback_until_the_first_engine_has_recovered(start, fault, kind, reason):
-    service = start(QUICK, STEADY)
+def test_every_request_is_answered_by_the_fallback_until_the_first_engine_has_recovered(
+    start, fault, kind, reason, ahead
+):
+    service = start(replace(QUICK, ahead=ahead), STEADY)
     assert ask(service).result(10).engine == "quick"
     fault(kind)
     failed = time.monotonic()
@@ -352,6 +419,8 @@ def test_every_request_is_answered_by_the_fallback_until_the_first_engine_has_re
     assert {answer.engine for answer in answers} == {"steady"}
     assert all(answer.reason.startswith(reason.replace("\\", "")) for answer in answers[:1])
     assert all(answer.reason for answer in answers)
+    together = [ask(service, seed) for seed in range(8)]
+    assert {future.result(10).engine for future in together} == {"steady"}
     assert state(service, "quick") in ("failing", "restarting")
     assert until(lambda: service.counters()["trials"] >= 3 or kind in ("device", "hang"))
     assert service.status()["engine"] == "steady" and service.status()["reason"].startswith("quick ")
@@ -422,14 +491,16 @@ def test_a_wait_beyond_the_limit_moves_what_waits_longest_to_the_fallback(start)
 # Workers that die
 
 
+@pytest.mark.parametrize("ahead", [0, 1, 2])
 @pytest.mark.parametrize("fallback", [None, STEADY])
-def test_kill_9_costs_only_what_the_worker_held_and_the_service_is_back_within_5_s(start, fault, fallback):
-    service = start(QUICK, fallback, batching=False)
+def test_kill_9_costs_only_what_the_worker_computed_and_the_service_is_back_within_5_s(start, fault, fallback, ahead):
+    service = start(replace(QUICK, ahead=ahead), fallback, batching=False)
     ask(service).result(10)
     fault("hang")
     held = ask(service, 0)
     assert until(lambda: service.status()["engines"]["quick"]["held"] == 1)
     waiting = [ask(service, seed) for seed in range(1, 5)]
+    assert until(lambda: service.status()["engines"]["quick"]["held"] == 1 + ahead)
     fault("")
     killed = time.monotonic()
     kill(service, "quick")
@@ -578,7 +649,7 @@ def test_what_lies_in_the_working_directory_is_no_library_and_may_be_a_backend(s
             EngineSpec("sleep", device="cuda"),
             "no engine could be started: sleep could not be loaded: the backend sleep",
         ),
-        (EngineSpec("tests.serve_faults:Incomplete"), "it lacks gather and nbytes"),
+        (EngineSpec("tests.serve_faults:Incomplete"), "it lacks fetch, gather, nbytes"),
     ],
 )
 def test_what_cannot_be_started_is_refused_with_a_reason(spec, said):

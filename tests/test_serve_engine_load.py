@@ -4,7 +4,7 @@ import pytest
 
 from sam3lab.serve.service import Service
 from sam3lab.serve.spec import EngineSpec, Limits
-from tests.serve_load import kill_under_load, overload
+from tests.serve_load import Clients, kill_under_load, overload
 
 pytestmark = pytest.mark.alone
 
@@ -46,3 +46,17 @@ def test_kill_9_under_load_costs_a_batch_at_most_and_answers_come_again_within_5
     assert result["answered"] + lost == result["accepted"] and result["rejected"] == 0, result
     assert result["longest_silence"] < 5.0, result
     assert service.counters()["worker_restarts"] == 1
+
+
+@pytest.mark.parametrize("batching", [False, True])
+def test_a_device_whose_next_batch_is_there_already_does_more(batching):
+    rates = []
+    for ahead in (0, 1):
+        spec = EngineSpec("tests.serve_faults:Device", resolution=1008, ahead=ahead)
+        service = Service(spec, limits=Limits(batching=batching, image_entries=0, prompt_entries=0))
+        service.start()
+        try:
+            rates.append(Clients(service, timeout=30.0).capacity(4.0))
+        finally:
+            service.close()
+    assert rates[1] > 1.1 * rates[0], rates

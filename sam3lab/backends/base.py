@@ -68,6 +68,9 @@ class Backend(Protocol):
     def download(self, value: Any) -> Any:
         """A value, or a tuple of values, as NumPy arrays on the host; floating-point ones as float32."""
 
+    def fetch(self, value: Any) -> np.ndarray:
+        """As `download` of a single value, but in the type that it has on the device, where NumPy knows that."""
+
     def image(self, pixels: Any) -> Any:
         """Features of uint8 pixels [B,3,S,S]: three maps [B,C,4g,4g], [B,C,2g,2g], [B,C,g,g]."""
 

@@ -43,6 +43,8 @@ class CpuStages:
     def download(self, value: Any) -> np.ndarray:
         return value.numpy()
 
+    fetch = download
+
     def stack(self, parts: Sequence[tuple[Any, tuple[int, ...]]]) -> Any:
         return self.upload(np.stack([value.numpy()[index] for value, index in parts]))  # `numpy` copies nothing
 
@@ -121,6 +123,9 @@ class OnnxRuntimeBackend:
         if isinstance(value, tuple):
             return tuple(self.download(part) for part in value)
         return self._stages.download(value)
+
+    def fetch(self, value: Any) -> np.ndarray:
+        return self._stages.fetch(value)
 
     def image(self, pixels: Any) -> Any:
         return tuple(self._stages.run("image", pixels))

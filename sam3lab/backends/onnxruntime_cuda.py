@@ -78,9 +78,12 @@ class CudaStages:
 
     def download(self, value: Value) -> np.ndarray:
         """Floating-point values as float32."""
-        self._stream.synchronize()
-        array = value.ort.numpy()
+        array = self.fetch(value)
         return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
+
+    def fetch(self, value: Value) -> np.ndarray:
+        self._stream.synchronize()
+        return value.ort.numpy()
 
     def stack(self, parts: Sequence[tuple[Value, tuple[int, ...]]]) -> Value:
         value, index = parts[0]

@@ -65,6 +65,8 @@ class OpenVinoBackend:
             return tuple(self.download(part) for part in value)
         return value.data.copy()
 
+    fetch = download
+
     def gather(self, parts: Sequence[tuple[Any, tuple[int, ...]]]) -> Any:
         return gathered(parts, lambda each: self.upload(np.stack([value.data[index] for value, index in each])))
 

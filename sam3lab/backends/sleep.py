@@ -34,6 +34,8 @@ class SleepBackend:
     def download(self, value: Any) -> Any:
         return value
 
+    fetch = download
+
     def image(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
         end = self._end()
         maps = tuple(_wave(len(pixels), CHANNELS, k * self._grid, k * self._grid) for k in (4, 2, 1))

@@ -95,6 +95,9 @@ class TensorRtBackend:
             return tuple(self.download(part) for part in value)
         return self.device.download(value, None if value.dtype.kind in "biu" else np.float32)
 
+    def fetch(self, value: Any) -> np.ndarray:
+        return self.device.download(value, np.float32 if value.dtype.kind == "V" else None)  # bfloat16
+
     def image(self, pixels: Any) -> Any:
         return self._plans["image"].run(pixels)
 

@@ -89,6 +89,11 @@ class TorchBackend:
         value = value.float() if value.is_floating_point() else value
         return value.cpu().numpy()
 
+    def fetch(self, value: Any) -> np.ndarray:
+        import torch
+
+        return (value.float() if value.dtype == torch.bfloat16 else value).cpu().numpy()
+
     def gather(self, parts: Sequence[tuple[Any, tuple[int, ...]]]) -> Any:
         import torch
 

@@ -67,11 +67,12 @@ class Stages:
 
 def end_to_end(backend: Backend, inputs: Inputs, checkpoint: Path, prompts: list[str]) -> Callable[[], list[dict]]:
     """From JPEG bytes in memory to COCO results in host memory, as a service would: decode, resize, tokenise, upload,
-    all stages, download, post-process, encode the masks. Importing what that needs happens here, not in the call.
+    all stages, download of what is found, post-process, encode the masks. Importing what that needs happens here, not in
+    the call.
     """
     from sam3lab import images
     from sam3lab.model.tokenizer import load_tokenizer
-    from sam3lab.postprocess import detections
+    from sam3lab.postprocess import SCORE, at_image_size, chosen
 
     tokenizer = load_tokenizer(checkpoint)
     side = inputs.pixels.shape[-1]
@@ -84,13 +85,12 @@ def end_to_end(backend: Backend, inputs: Inputs, checkpoint: Path, prompts: list
         device_mask = upload(mask)
         features, embedded = backend.image(upload(pixels)), backend.text(upload(ids), device_mask)
         indices = upload(inputs.image_index), upload(inputs.text_index)
-        raw = RawOutputs(*backend.download(backend.detect(features, embedded, device_mask, *indices)))
-        sizes = [photographs[i].shape[:2] for i in inputs.image_index]
-        found = detections(raw, sizes)
+        raw = backend.detect(features, embedded, device_mask, *indices)
+        found = chosen(backend, raw, [SCORE] * len(inputs.image_index))
         return [
             record
-            for pair, image, prompt in zip(found, inputs.image_index, inputs.text_index, strict=True)
-            for record in pair.to_coco(int(image), int(prompt) + 1)
+            for parts, image, prompt in zip(found, inputs.image_index, inputs.text_index, strict=True)
+            for record in at_image_size(*parts, photographs[image].shape[:2]).to_coco(int(image), int(prompt) + 1)
         ]
 
     return run

@@ -11,7 +11,7 @@ import numpy as np
 
 from sam3lab.backends.base import Backend, RawOutputs
 from sam3lab.bench.clock import now
-from sam3lab.model.config import PATCH
+from sam3lab.postprocess import chosen
 from sam3lab.serve import failures
 from sam3lab.serve.batch import Ask, Batch, Failure, Found, prompt_key
 from sam3lab.serve.caches import LruCache
@@ -103,7 +103,7 @@ class Computer:
         for chunk in self._chunks(list(batch.pairs.items()), most_pairs):
             raw = self._detect(chunk, images, texts, batch.mask)
             lap("detect")
-            found |= self._candidates(chunk, raw, 4 * (batch.images[0][1].shape[-1] // PATCH))
+            found |= self._candidates(chunk, raw)
             del raw
             lap("download")
             kept.counts.update(detect_stage_calls=1, pairs_detected=len(chunk))
@@ -192,23 +192,12 @@ class Computer:
         value = self._backend.gather([(row.value, (row.row,)) for row in _filled(rows, size)])
         return Row(value, 0, size), list(range(len(rows)))
 
-    def _candidates(self, chunk: list, raw: RawOutputs, side: int) -> dict[tuple[int, int], Candidates]:
+    def _candidates(self, chunk: list, raw: RawOutputs) -> dict[tuple[int, int], Candidates]:
         """Of each pair what scores above its floor, best first; only those masks leave the device."""
-        download, count = self._backend.download, len(chunk)
-        logits, presence, boxes = (each[:count] for each in download((raw.logits, raw.presence, raw.boxes)))
-        scores = _sigmoid(logits) * _sigmoid(presence)
-        if not np.isfinite(scores).all():
-            raise RuntimeError("its scores are not finite numbers")
-        kept = []
-        for row, (_, floor) in enumerate(chunk):
-            order = np.argsort(-scores[row], kind="stable")
-            kept.append(order[scores[row][order] > floor][: self._most])
-        parts = [(raw.masks, (row, int(query))) for row, queries in enumerate(kept) for query in queries]
-        masks = _halved(download(self._backend.gather(parts))) if parts else np.empty((0, side, side), np.float16)
-        ends = np.cumsum([len(queries) for queries in kept])
+        found = chosen(self._backend, raw, [floor for _, floor in chunk], self._most)
         return {
-            pair: Candidates(scores[row][kept[row]], boxes[row][kept[row]], masks[end - len(kept[row]) : end])
-            for row, ((pair, _), end) in enumerate(zip(chunk, ends, strict=True))
+            pair: Candidates(scores, boxes, _halved(masks))
+            for (pair, _), (scores, boxes, masks) in zip(chunk, found, strict=True)
         }
 
     def _give_back(self) -> None:
@@ -245,14 +234,14 @@ def _above(found: Candidates, floor: float) -> Candidates:
 
 def _halved(masks: np.ndarray) -> np.ndarray:
     """Mask logits as float16. Raises RuntimeError where one is no finite number."""
+    if masks.dtype == np.float16:
+        # of what is infinite or no number all bits of the exponent are set; NumPy's isfinite takes ten times as long
+        if ((masks.view(np.uint16) & 0x7C00) == 0x7C00).any():
+            raise RuntimeError("its masks are not finite numbers")
+        return masks
     halved = np.empty(masks.shape, np.float16)
     for mask, half in zip(masks, halved, strict=True):  # one at a time stays in the processor's cache
         if not np.isfinite(mask).all():
             raise RuntimeError("its masks are not finite numbers")
         half[...] = np.clip(mask, -_HALF, _HALF)
     return halved
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # exp of a great number is infinite, and its inverse zero, as it should be
-        return 1 / (1 + np.exp(-logits, dtype=np.float32))

@@ -2,6 +2,8 @@
 
 import logging
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sam3lab.backends import Artifacts
@@ -12,6 +14,7 @@ from sam3lab.serve.messages import Facts, Order
 from sam3lab.serve.request import Answer, NotReady, ServiceError, WorkerLost
 from sam3lab.serve.spec import EngineSpec, Limits
 from sam3lab.serve.tally import OF_ENGINES, Tally
+from sam3lab.serve.underway import Sent, Underway
 from sam3lab.serve.waiting import Job, Waiting, now
 from sam3lab.serve.worker_process import WorkerProcess
 
@@ -26,8 +29,8 @@ _GRACE = 5.0  # seconds that a batch may still take when the service closes
 class Engine:
     """Serves what the router lets it take, until `close`. What others read of it is for reading under `changed`.
 
-    running: its worker is there. settled: its first start has ended, well or not. held: the jobs that its worker has.
-    pace: seconds a request, lately. starts: of its worker.
+    running: its worker is there. settled: its first start has ended, well or not. pace: seconds a request, lately.
+    starts: of its worker.
     """
 
     def __init__(
@@ -42,12 +45,12 @@ class Engine:
         self.spec, self.health, self.tally = spec, Health(limits), Tally()
         self._artifacts, self._prepared, self._limits = artifacts, False, limits
         self._waiting, self._changed, self._router = waiting, changed, router
-        self.running = self.settled = self._closing = self._hung = False
-        self.held: list[Job] = []
+        self.running = self.settled = self._closing = self._hung = self._trying = False
+        self._underway = Underway(1 + spec.ahead)
         self.pace, self.starts, self.answered = 0.0, 0, 0
         self._facts: Facts | None = None
         self._backoff = Backoff()
-        self._began = self._overdue = 0.0
+        self._overdue = 0.0
         self._process: WorkerProcess | None = None
         self._thread = threading.Thread(target=self._work, name=f"sam3lab-{spec.name}", daemon=True)
 
@@ -96,9 +99,14 @@ class Engine:
         """Whether it is there, or was just now and is expected back."""
         return self.running or (self._facts is not None and self._backoff.losses <= 1)
 
+    @property
+    def held(self) -> list[Job]:
+        """The jobs that its worker has."""
+        return self._underway.jobs
+
     def busy_for(self) -> float:
-        """Seconds that the batch which it holds is still expected to take."""
-        return max(0.0, self.pace * len(self.held) - (now() - self._began)) if self.held else 0.0
+        """Seconds that what it holds is still expected to take."""
+        return max(0.0, self.pace * len(self.held) - self._underway.seconds) if self._underway else 0.0
 
     def back_in(self) -> float:
         """Seconds until it may be there again."""
@@ -192,7 +200,8 @@ class Engine:
             self._changed.notify_all()
         reason = process.end() if process else ""
         with self._changed:
-            self._process, held, self.held = None, self.held, []
+            self._process, held = None, [job for each in self._underway.clear() for job in each.jobs]
+            self._trying = False
             if not self._closing:
                 self._backoff.lost()
                 self.health.failed(lost[0] or reason, lost[1])
@@ -208,30 +217,55 @@ class Engine:
 
     def _serve(self, process: WorkerProcess) -> tuple[str, str]:
         """Until the worker is lost, with the reason and its detail where they are known, or the engine closes."""
-        while True:
+        lost = None
+        while lost is None:
             with self._changed:
-                trial, jobs = False, []
-                while not (self._closing or process.gone):
-                    jobs, look = self._waiting.take(self.name, self._may_take)
-                    due = self.health.next_trial()
-                    trial = due is not None and due <= now()
-                    if jobs or trial:
-                        break
-                    times = [moment - now() for moment in (look, due) if moment is not None]
-                    self._changed.wait(max(0.0, min(times)) if times else None)
-                if not jobs and not trial:
-                    return "", ""
-                why = [self._router.why(self, job) for job in jobs]
-                self.held, self._began = jobs, now()
-                self._overdue = self._began + self._patience()
-                self._changed.notify_all()
-            lost = self._batch(process, jobs, why) if jobs else self._trial(process)
-            del jobs
+                while (step := self._step(process)) is None:
+                    pass
+            lost = step()
+            del step  # with the pixels of what was sent
+        return lost
+
+    def _step(self, process: WorkerProcess) -> Callable[[], tuple[str, str] | None] | None:
+        """What is to be done now, which returns as `_serve` if the worker is lost by it; None after having waited."""
+        if process.replies:
+            return partial(self._reply, process.replies.popleft())
+        if process.gone:
+            return self._gone
+        if self._closing and not self._underway:
+            return lambda: ("", "")
+        times = []
+        if not (self._closing or self._trying or self._underway.full):
+            jobs, look = self._waiting.take(self.name, self._may_take)
+            if jobs:
+                return self._sending(process, jobs)
+            due = None if self._underway else self.health.next_trial()
+            if due is not None and due <= now():
+                self._trying, self._overdue = True, now() + self._patience()
+                return partial(self._send, process, ("trial",))
+            times = [moment - now() for moment in (look, due) if moment is not None]
+        self._changed.wait(max(0.0, min(times)) if times else None)
+        return None
+
+    def _sending(self, process: WorkerProcess, jobs: list[Job]) -> Callable[[], None]:
+        """Count jobs as sent; what sends them, which takes too long to be done under the condition."""
+        if not self._underway:
+            self._overdue = now() + self._patience()
+        self._underway.add(jobs, [self._router.why(self, job) for job in jobs])
+        self._changed.notify_all()
+        return lambda: self._send(process, ("batch", Batch.of([(job.inputs[self.name], job.floor) for job in jobs])))
+
+    @staticmethod
+    def _send(process: WorkerProcess, message: tuple) -> None:
+        process.send(message)  # where that fails the process is gone, which `_step` sees
+
+    def _reply(self, reply: tuple) -> tuple[str, str] | None:
+        """What the worker has said; reason and detail, as far as known, where that means that it is lost."""
+        if reply[0] == "taken":
             with self._changed:
-                self.held, self._overdue = [], 0.0
-                self._changed.notify_all()
-            if lost is not None:
-                return lost
+                self._underway.taken()
+            return None
+        return self._tried(reply[1]) if reply[0] == "trial" else self._batch(*reply[1:])
 
     def _may_take(self, job: Job, place: int) -> bool:
         return self._router.may_take(self, job, place)
@@ -239,44 +273,49 @@ class Engine:
     def _patience(self) -> float:
         return max(self._limits.hang, 10 * self._facts.most_seconds)
 
-    def _batch(self, process: WorkerProcess, jobs: list[Job], why: list[str]) -> tuple[str, str] | None:
-        """Have the worker compute them. Reason and detail, as far as known, where the worker is lost; else None."""
-        begin = now()
-        batch = Batch.of([(job.inputs[self.name], job.floor) for job in jobs])
-        reply = process.reply() if process.send(("batch", batch)) else None
-        taken = reply is not None
-        if taken:
-            reply = process.reply()
-        if reply is None:
-            return self._batch_lost(jobs, taken)
-        _, outcomes, counts = reply
+    def _batch(self, outcomes: list[Found | Failure], counts: dict[str, int]) -> tuple[str, str] | None:
+        """Answer the first batch that is underway; returns as `_reply`."""
         with self._changed:
+            sent, seconds = self._underway.first, self._underway.seconds
             self.tally.add(counts)
-            self.tally.counts.update(batches=1, batched_requests=len(jobs))
-            self.pace += 0.2 * ((now() - begin) / len(jobs) - self.pace)
+            self.tally.counts.update(batches=1, batched_requests=len(sent.jobs))
+            self.pace += 0.2 * (seconds / len(sent.jobs) - self.pace)
             self.answered += sum(isinstance(outcome, Found) for outcome in outcomes)
             lost = self._judge([outcome for outcome in outcomes if isinstance(outcome, Failure)])
-        for job, outcome, reason in zip(jobs, outcomes, why, strict=True):
+        for job, outcome, reason in zip(sent.jobs, outcomes, sent.why, strict=True):
             if isinstance(outcome, Found):
-                self._answer(job, outcome, reason, begin)
+                self._answer(job, outcome, reason, sent.begun)
             else:
                 self._router.failed(self, job, failures.PHRASES[outcome.kind], again=outcome.kind != failures.ERROR)
+        with self._changed:
+            self._underway.ended()
+            self._overdue = now() + self._patience() if self._underway else 0.0
+            if lost is not None:  # what came after it is not to blame
+                self._waiting.put_back([job for each in self._underway.clear() for job in each.jobs])
+            self._changed.notify_all()
         return lost
 
-    def _batch_lost(self, jobs: list[Job], taken: bool) -> tuple[str, str]:
-        if self._hung:
-            for job in jobs:
+    def _gone(self) -> tuple[str, str]:
+        """The worker has ended; returns as `_reply`."""
+        with self._changed:
+            left, self._overdue, self._trying = self._underway.clear(), 0.0, False
+        for each in reversed(left):  # each that is put back goes in front
+            self._unanswered(each)
+        return (self._hung_for() if self._hung else ""), ""
+
+    def _unanswered(self, sent: Sent) -> None:
+        if self._hung and sent.begun:
+            for job in sent.jobs:
                 self._router.failed(self, job, self._hung_for())
-            return self._hung_for(), ""
-        if not taken and not self._closing and not any(job.returned for job in jobs):
-            for job in jobs:
+            return
+        if not (sent.begun or self._closing or any(job.returned for job in sent.jobs)):
+            for job in sent.jobs:
                 job.returned = True
-            self._waiting.put_back(jobs)  # the worker died before it had them
-            return "", ""
+            self._waiting.put_back(sent.jobs)  # the worker died before it took them up
+            return
         error = WorkerLost(f"the worker of {self.name} died with the request")
-        for job in jobs:
+        for job in sent.jobs:
             job.refuse(NotReady("the service is closing") if self._closing else error)
-        return "", ""
 
     def _hung_for(self) -> str:
         return f"did not answer within {self._patience():.1f} s"
@@ -286,14 +325,12 @@ class Engine:
         cached = found.cached_prompts, found.cached_image
         job.answer(Answer(job.prompts, found.candidates, job.size, self.name, why, times, found.batch, *cached))
 
-    def _trial(self, process: WorkerProcess) -> tuple[str, str] | None:
-        """Try whether it works again; returns as `_batch`."""
-        reply = process.reply() if process.send(("trial",)) else None
+    def _tried(self, failure: Failure | None) -> tuple[str, str] | None:
+        """A trial has ended; returns as `_reply`."""
         with self._changed:
+            self._trying, self._overdue = False, 0.0
             self.tally.counts["trials"] += 1
-            if reply is None:
-                return (self._hung_for() if self._hung else ""), ""
-            return self._judge([] if reply[1] is None else [reply[1]], trial=True)
+            return self._judge([] if failure is None else [failure], trial=True)
 
     def _judge(self, found: list[Failure], trial: bool = False) -> tuple[str, str] | None:
         """What the failures of a batch or a trial, or their absence, mean; returns as `_batch`."""

@@ -13,7 +13,9 @@ class EngineSpec:
 
     backend: a runtime's name, or "module:Class". checkpoint: name or directory. resolution: image side in pixels, a
     multiple of 14; 0 for the checkpoint's own. threads: CPU threads of one call; 0 for every core. name: what it is
-    called in answers, the backend's name where empty. Raises UserError for what cannot be.
+    called in answers, the backend's name where empty. ahead: batches that its worker is sent before it has ended the one
+    that it computes, so that the device need not wait for them; -1: one on a GPU, and none on a CPU, whose cores have
+    enough to do and where requests had better wait together. Raises UserError for what cannot be.
     """
 
     backend: str
@@ -23,6 +25,7 @@ class EngineSpec:
     resolution: int = 0
     threads: int = 0
     name: str = ""
+    ahead: int = -1
 
     def __post_init__(self):
         if not self.name:
@@ -30,6 +33,9 @@ class EngineSpec:
         if self.resolution:
             check_resolution(self.resolution)
         _check("threads", self.threads, 0, whole=True)
+        _check("ahead", self.ahead, -1, whole=True)
+        if self.ahead < 0:
+            object.__setattr__(self, "ahead", 0 if self.device == "cpu" else 1)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
 """An engine's process: `python -m sam3lab.serve.worker FD PARENT`, over a pair of connected sockets.
 
 It is told what to load (Order), answers ("ready", facts) or ("failed", kind, reason), then serves until its parent hangs
-up: ("batch", Batch) is answered ("taken",) at once and ("batch", outcomes, counts) when done, ("trial",) is answered
-("trial", Failure or None). All of it is pickled, which is safe between a process and the one that started it.
+up: ("batch", Batch) is answered ("taken",) when it is taken up and ("batch", outcomes, counts) when done, ("trial",) is
+answered ("trial", Failure or None). All of it is pickled, which is safe between a process and the one that started it, and
+which threads of their own do: the device need not wait while an answer of megabytes leaves and the next batch arrives.
 """
 
 import os
 import sys
+import threading
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
 
 import numpy as np
 
@@ -23,7 +26,7 @@ from sam3lab.serve.computing import Computer, Kept
 from sam3lab.serve.messages import Facts, Order
 from sam3lab.serve.sizes import Sizes
 
-_NEEDED = ("gather", "nbytes")  # of a backend's methods, what older ones outside of this package may lack
+_NEEDED = ("fetch", "gather", "nbytes")  # of a backend's methods, what older ones outside of this package may lack
 # Calls of each shape before the first request. On a GPU: those that a backend's graphs need until they settle, whatever
 # memory their inputs lie in, see backends.plans.
 _ROUNDS = {"cpu": 2, "cuda": 6}
@@ -44,16 +47,39 @@ def main(fd: str, parent: str) -> None:
                 raise  # the log tells where
             return
         parent_end.send(("ready", worker.facts))
-        while True:
-            try:
-                message = parent_end.recv()
-            except (EOFError, ConnectionError):
-                break
+        inbox, outbox = SimpleQueue(), SimpleQueue()
+        sender = threading.Thread(target=_send, args=(parent_end, outbox), daemon=True)
+        for thread in (threading.Thread(target=_receive, args=(parent_end, inbox), daemon=True), sender):
+            thread.start()
+        while (message := inbox.get()) is not None:
             if message[0] == "batch":
-                parent_end.send(("taken",))
-            parent_end.send(worker.answer(message))
+                outbox.put(("taken",))
+            outbox.put(worker.answer(message))
             del message  # its pixels, while the next is waited for
+        outbox.put(None)
+        sender.join()
         worker.close()
+
+
+def _receive(connection: Connection, inbox: SimpleQueue) -> None:
+    """All that arrives, then None."""
+    try:
+        while True:
+            inbox.put(connection.recv())
+    except (EOFError, ConnectionError):
+        pass
+    finally:
+        inbox.put(None)
+
+
+def _send(connection: Connection, outbox: SimpleQueue) -> None:
+    """All there is until None."""
+    while (message := outbox.get()) is not None:
+        try:
+            connection.send(message)
+        except (OSError, ValueError):  # the parent has hung up, of which `_receive` tells
+            return
+        del message
 
 
 class _Worker:
@@ -67,7 +93,7 @@ class _Worker:
             )
         absent = [name for name in _NEEDED if not hasattr(kind, name)]
         if absent:
-            raise UserError(f"the backend {order.backend} cannot be served: it lacks {' and '.join(absent)}")
+            raise UserError(f"the backend {order.backend} cannot be served: it lacks {', '.join(absent)}")
         sha256 = fingerprint(artifacts.checkpoint)
         artifacts = artifacts if order.prepared else kind.prepare(artifacts)
         self._backend = kind()
