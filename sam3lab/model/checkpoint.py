@@ -149,11 +149,20 @@ def load_model(directory: Path, resolution: int | None = None, dtype=None, devic
     where it is None, whatever the file holds. Raises UserError as read_config, read_tensors and from_reference do.
     """
     import torch
+    from torch.overrides import TorchFunctionMode
 
     from sam3lab.model.sam3 import Sam3
     from sam3lab.model.weights import from_reference
 
-    with torch.device("meta"):
+    class Undrawn(TorchFunctionMode):
+        """Leaves weights as they are: to draw them even on the meta device, PyTorch would import its compiler."""
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if getattr(function, "__module__", "") == "torch.nn.init":
+                return args[0] if args else kwargs["tensor"]
+            return function(*args, **kwargs or {})
+
+    with torch.device("meta"), Undrawn():
         model = Sam3(read_config(directory), resolution)
     dtype = dtype or torch.float32
     model.load_state_dict(from_reference(model, read_tensors(directory, device, dtype)), assign=True)

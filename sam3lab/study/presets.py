@@ -18,7 +18,10 @@ COMMON = {
 }
 _ALL = {
     "cpu": [NATIVE, "pytorch", "pytorch-compiled", "onnxruntime", "openvino"],
-    "cuda": [NATIVE, "pytorch", "pytorch-compiled", "onnxruntime", "tensorrt", "meta", "meta-compiled"],
+    "cuda": [
+        *(NATIVE, "pytorch", "pytorch-compiled", "pytorch-aot", "onnxruntime", "tensorrt"),
+        *("meta", "meta-compiled"),
+    ],
 }
 _SOME = {
     "cpu": [NATIVE, "pytorch", "onnxruntime", "openvino"],
@@ -46,11 +49,14 @@ OWN = {
         "02_resolution": {"backends": _SOME["cuda"]},
         "03_prompts": {"backends": _FEW["cuda"]},
         "04_memory": {"backends": _SOME["cuda"]},
-        "05_precision": {"backends": _ALL["cuda"][:-2], "precisions": ["fp32", "tf32", "bf16", "fp16"]},
+        "05_precision": {
+            "backends": [NATIVE, "pytorch", "pytorch-compiled", "onnxruntime", "tensorrt"],
+            "precisions": ["fp32", "tf32", "bf16", "fp16"],
+        },
         "06_calls": {"backends": _FEW["cuda"], "counts": [1, 2, 4, 8, 16], "batches": [1, 4, 8]},
         "07_deployment": {"backends": _ALL["cuda"]},
         "08_serving": _SERVED
-        | {"backends": [NATIVE, "pytorch-compiled", "onnxruntime"], "rounds": 3}
+        | {"backends": [NATIVE, "pytorch-aot", "onnxruntime"], "rounds": 3}
         | {"loads": [0.25, 0.5, 1.0, 1.5], "seconds": 16.0, "deadline": 0.25},
     },
 }
