@@ -435,6 +435,16 @@ def test_every_request_is_answered_by_the_fallback_until_the_first_engine_has_re
     assert counts["requests_answered"] == counts["requests_accepted"] and counts["switches"] >= 2
 
 
+def test_a_trial_that_hangs_is_ended_though_nobody_asks_for_anything(start, fault):
+    service = start(QUICK, STEADY)
+    fault("memory")
+    assert ask(service).result(10).engine == "steady"
+    fault("hang")
+    assert until(lambda: service.counters()["worker_restarts"] >= 1)
+    fault("")
+    assert until(lambda: service.status()["engine"] == "quick")
+
+
 @pytest.mark.parametrize("kind", ["die-on-load", "no-load"])
 def test_a_first_engine_that_does_not_load_is_replaced_from_the_start(start, fault, kind):
     fault(kind)

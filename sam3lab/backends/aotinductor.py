@@ -23,6 +23,7 @@ class AheadPyTorchBackend(CompiledPyTorchBackend):
     """The modules of `pytorch-compiled`, from libraries: the first call of a set of shapes makes one, or finds it made."""
 
     name = "pytorch-aot"
+    packages = ("torch", "setuptools")  # by which PyTorch finds the compiler
 
     @classmethod
     def unavailable(cls, device: str = "cpu", precision: str = "fp32") -> str | None:

@@ -242,6 +242,7 @@ class Engine:
             due = None if self._underway else self.health.next_trial()
             if due is not None and due <= now():
                 self._trying, self._overdue = True, now() + self._patience()
+                self._changed.notify_all()  # who keeps the time may sleep
                 return partial(self._send, process, ("trial",))
             times = [moment - now() for moment in (look, due) if moment is not None]
         self._changed.wait(max(0.0, min(times)) if times else None)

@@ -6,11 +6,12 @@ answered ("trial", Failure or None). All of it is pickled, which is safe between
 which threads of their own do: the device need not wait while an answer of megabytes leaves and the next batch arrives.
 """
 
+import contextlib
 import os
 import sys
 import threading
 from multiprocessing.connection import Connection
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 import numpy as np
 
@@ -47,39 +48,53 @@ def main(fd: str, parent: str) -> None:
                 raise  # the log tells where
             return
         parent_end.send(("ready", worker.facts))
-        inbox, outbox = SimpleQueue(), SimpleQueue()
-        sender = threading.Thread(target=_send, args=(parent_end, outbox), daemon=True)
-        for thread in (threading.Thread(target=_receive, args=(parent_end, inbox), daemon=True), sender):
-            thread.start()
-        while (message := inbox.get()) is not None:
-            if message[0] == "batch":
-                outbox.put(("taken",))
-            outbox.put(worker.answer(message))
-            del message  # its pixels, while the next is waited for
-        outbox.put(None)
-        sender.join()
+        _serve(worker, parent_end)
         worker.close()
 
 
-def _receive(connection: Connection, inbox: SimpleQueue) -> None:
-    """All that arrives, then None."""
-    try:
-        while True:
-            inbox.put(connection.recv())
-    except (EOFError, ConnectionError):
-        pass
-    finally:
-        inbox.put(None)
+def _serve(worker: "_Worker", parent_end: Connection) -> None:
+    """Answer all that arrives, until the parent hangs up."""
+    inbox, outbox, speaking = SimpleQueue(), SimpleQueue(), threading.Lock()
 
-
-def _send(connection: Connection, outbox: SimpleQueue) -> None:
-    """All there is until None."""
-    while (message := outbox.get()) is not None:
+    def receive() -> None:
         try:
-            connection.send(message)
-        except (OSError, ValueError):  # the parent has hung up, of which `_receive` tells
-            return
-        del message
+            while True:
+                inbox.put(parent_end.recv())
+        except (EOFError, ConnectionError):
+            pass
+        finally:
+            inbox.put(None)
+
+    def say(message: tuple) -> None:
+        with speaking, contextlib.suppress(OSError, ValueError):  # it has hung up, of which `receive` tells
+            parent_end.send(message)
+
+    def send() -> None:
+        while (message := outbox.get()) is not None:
+            say(message)
+            del message
+
+    sender = threading.Thread(target=send, daemon=True)
+    for thread in (threading.Thread(target=receive, daemon=True), sender):
+        thread.start()
+    message, answer = inbox.get(), None
+    while message is not None:
+        if message[0] == "batch":
+            # said from here, before it is begun, which may end this process; and before the last answer, of megabytes
+            say(("taken",))
+        if answer is not None:
+            outbox.put(answer)
+        answer = worker.answer(message)
+        del message  # its pixels, while the next is waited for
+        try:
+            message = inbox.get_nowait()
+        except Empty:
+            outbox.put(answer)
+            answer, message = None, inbox.get()
+    if answer is not None:
+        outbox.put(answer)
+    outbox.put(None)
+    sender.join()
 
 
 class _Worker:

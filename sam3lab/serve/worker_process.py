@@ -9,11 +9,13 @@ import sys
 import threading
 import time
 from collections import deque
-from multiprocessing.connection import Pipe
+from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 from sam3lab.bench.process import child_environment
 from sam3lab.cores import available_cores
+
+_BUFFER = 4 * 2**20  # bytes; the pixels of an image and the masks of one fit in, so that neither side waits in between
 
 
 class WorkerProcess:
@@ -28,6 +30,8 @@ class WorkerProcess:
         self.replies: deque[tuple] = deque()
         self.gone = self._ended = False
         self._connection, theirs = Pipe()
+        _widen(self._connection)
+        _widen(theirs)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "sam3lab.serve.worker", str(theirs.fileno()), str(os.getpid())],
@@ -111,3 +115,9 @@ def _how(code: int) -> str:
     with contextlib.suppress(ValueError):
         return f"was ended by {signal.Signals(-code).name}"
     return f"was ended by signal {-code}"
+
+
+def _widen(end: Connection) -> None:
+    """Have the kernel hold more of what is sent from here, as far as it allows that."""
+    with socket.socket(fileno=os.dup(end.fileno())) as pair:
+        pair.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
