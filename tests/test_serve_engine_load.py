@@ -56,7 +56,7 @@ def test_a_device_whose_next_batch_is_there_already_does_more(batching):
         service = Service(spec, limits=Limits(batching=batching, image_entries=0, prompt_entries=0))
         service.start()
         try:
-            rates.append(Clients(service, timeout=30.0).capacity(4.0))
+            rates.append(Clients(service, timeout=30.0).capacity(2.5))
         finally:
             service.close()
     assert rates[1] > 1.1 * rates[0], rates
