@@ -1,5 +1,7 @@
 """INT8 graphs: both runtimes take them, they compute nearly the same, and they are made alike every time."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -220,3 +222,19 @@ def test_calibration_is_on_training_scenes_with_their_own_prompts(small_checkpoi
     assert {each.pixels.shape for each in found} == {(1, 3, SIDE, SIDE)}
     assert all(each.mask.sum() > 2 * len(each.ids) for each in found)
     assert len({each.pixels.tobytes() for each in found}) == 9
+
+
+def test_nothing_is_written_beside_the_graphs_that_are_read(source, tmp_path, monkeypatch):
+    """Two processes quantise the same graphs at a time, for two runtimes."""
+    import onnxruntime.quantization
+
+    own, read = onnxruntime.quantization.quantize_static, []
+
+    def watched(model_input, *arguments, **options):
+        read.append(Path(model_input).parent)
+        return own(model_input, *arguments, **options)
+
+    monkeypatch.setattr(onnxruntime.quantization, "quantize_static", watched)
+    quantize.quantize(source, tmp_path, make_samples()[:1])
+    assert read and source not in read
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]

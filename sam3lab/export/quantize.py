@@ -20,6 +20,8 @@ What is not treated so:
 import hashlib
 import json
 import logging
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -121,9 +123,12 @@ def _quantize_stage(stage: str, source: Path, output: Path, samples: Sequence[Sa
     beside = (source / f"{name}.data").exists()  # weights too large for the graph's own file
     ways = _ways(stage, onnx.load(source / name, load_external_data=False).graph)
     full = [node for node, (way, op) in ways.items() if way == "full" and op in QUANTIZED]
-    with _no_warnings():
+    with _no_warnings(), tempfile.TemporaryDirectory(dir=output) as own:
+        # it writes beside the graph that it reads, where another process may be reading and writing the same
+        for path in source.glob(f"{name}*"):
+            shutil.copyfile(path, Path(own) / path.name)
         quantize_static(
-            str(source / name),
+            str(Path(own) / name),
             str(output / name),
             _Reader(_feeds(stage, source, samples)),
             quant_format=QuantFormat.QDQ,
