@@ -16,7 +16,6 @@ SPEED = {
     "transformers": 1.0,
     "pytorch": 0.8,
     "pytorch-compiled": 0.6,
-    "pytorch-aot": 0.6,
     "onnxruntime": 0.55,
     "openvino": 0.5,
     "sleep": 1.0,
@@ -33,7 +32,7 @@ PHRASES = (("cat",), ("black cat on sofa",), ("cat, dog, table",), ("cat", "dog"
 WORDS = [prompt.text for prompt in prompts.by_kind("word")]
 OWN = {"sam3-nano": 252, "sam3": 1008, "sam3-huge": 1008}
 GPU_ROWS = [("transformers", each) for each in ("fp32", "fp16", "bf16")]
-GPU_ROWS += [(name, "fp16") for name in ("pytorch", "pytorch-compiled", "pytorch-aot", "onnxruntime")]
+GPU_ROWS += [(name, "fp16") for name in ("pytorch", "pytorch-compiled", "onnxruntime")]
 GPU_ROWS += [("meta", "bf16"), ("meta-compiled", "bf16")]
 NVIDIA = ("transformers", "pytorch-compiled", "onnxruntime")  # what most notebooks compare on a GPU
 

@@ -422,10 +422,10 @@ def test_the_notebook_is_rendered_from_stored_records(tmp_path):
 
 def test_on_a_gpu_times_are_told_as_they_are(tmp_path):
     known = rendered(tmp_path, "cuda")
-    assert known["serving.idle.pytorch-aot.fp16"] == pytest.approx(20 * 0.6, rel=0.1)
+    assert known["serving.idle.pytorch-compiled.fp16"] == pytest.approx(20 * 0.6, rel=0.1)
     assert known["serving.seconds.cold.onnxruntime.fp16"] == pytest.approx(30 * 0.55, rel=0.1)
     assert known["serving.capacity.single.onnxruntime.fp16"] == pytest.approx(50 / 0.55, rel=0.1)
-    assert known["serving.half.pytorch-aot.fp16"] == pytest.approx(20 * 0.6, rel=0.2)
+    assert known["serving.half.pytorch-compiled.fp16"] == pytest.approx(20 * 0.6, rel=0.2)
 
 
 def test_it_runs_in_a_kernel_and_what_nobody_measured_is_refused(tmp_path):

@@ -19,7 +19,7 @@ COMMON = {
 _ALL = {
     "cpu": [NATIVE, "pytorch", "pytorch-compiled", "onnxruntime", "openvino"],
     "cuda": [
-        *(NATIVE, "pytorch", "pytorch-compiled", "pytorch-aot", "onnxruntime", "tensorrt"),
+        *(NATIVE, "pytorch", "pytorch-compiled", "onnxruntime", "tensorrt"),
         *("meta", "meta-compiled"),
     ],
 }
@@ -56,7 +56,7 @@ OWN = {
         "06_calls": {"backends": _FEW["cuda"], "counts": [1, 2, 4, 8, 16], "batches": [1, 4, 8]},
         "07_deployment": {"backends": _ALL["cuda"]},
         "08_serving": _SERVED
-        | {"backends": [NATIVE, "pytorch-aot", "onnxruntime"], "rounds": 3}
+        | {"backends": [NATIVE, "pytorch-compiled", "onnxruntime"], "rounds": 3}
         | {"loads": [0.25, 0.5, 1.0, 1.5], "seconds": 16.0, "deadline": 0.25},
     },
 }
