@@ -69,15 +69,7 @@ def reference(small_checkpoint):
     return run(start("transformers", small_checkpoint), make_inputs())
 
 
-def both():
-    """Every runtime on every device. Making libraries for all sets of shapes takes a CPU minutes: see test_aotinductor."""
-    for device in DEVICES:
-        for name in backends.names():
-            slow = (pytest.mark.slow,) if (name, device) == ("pytorch-aot", "cpu") else ()
-            yield pytest.param((name, device), marks=slow, id=str((name, device)))
-
-
-@pytest.fixture(scope="module", params=both())
+@pytest.fixture(scope="module", params=[(name, device) for device in DEVICES for name in backends.names()], ids=str)
 def backend(request, small_checkpoint):
     backend = start(request.param[0], small_checkpoint, request.param[1])
     yield backend

@@ -134,7 +134,7 @@ def test_kept_features_are_let_go_before_a_request_fails(start, name, precision)
     ("name", "precision"),
     [
         *PRIMARIES,
-        *(pytest.param(name, "fp16", marks=pytest.mark.slow) for name in ("pytorch-compiled", "pytorch-aot")),
+        pytest.param("pytorch-compiled", "fp16", marks=pytest.mark.slow),
     ],
 )
 def test_no_request_waits_for_a_capture_or_a_compilation(start, name, precision):

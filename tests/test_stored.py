@@ -231,7 +231,7 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_of_machines_with_a_gpu_that_with_most_notebooks_and_then_the_newest_is_shown_first(project):
+def test_of_machines_with_a_gpu_that_with_most_case_rounds_and_then_the_newest_is_shown_first(project):
     figures = project / "figures"
     assert list(stored.machines()) == ["cpu", "gpu"]
     assert stored.folder("gpu", figures) == figures and stored.folder("cpu", figures) == figures / "cpu"
@@ -239,7 +239,7 @@ def test_of_machines_with_a_gpu_that_with_most_notebooks_and_then_the_newest_is_
     store(there / "another" / "new", "2026-03-01", [], gpu="B GPU")
     assert list(stored.machines()) == ["cpu", "gpu", "another"]
     store(there / "gpu" / "two", "2026-01-02", ["01_runtimes"], gpu="A GPU")
-    assert list(stored.machines()) == ["cpu", "another", "gpu"]  # with an older notebook more
+    assert list(stored.machines()) == ["cpu", "another", "gpu"]  # with an older part more
     store(there / "another" / "newer", "2026-03-02", ["01_runtimes"], gpu="B GPU")
     assert list(stored.machines()) == ["cpu", "gpu", "another"]
 

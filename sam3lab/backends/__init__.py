@@ -13,7 +13,6 @@ _PLACES = {
     "transformers": "sam3lab.backends.transformers:TransformersBackend",
     "pytorch": "sam3lab.backends.pytorch:PyTorchBackend",
     "pytorch-compiled": "sam3lab.backends.pytorch:CompiledPyTorchBackend",
-    "pytorch-aot": "sam3lab.backends.aotinductor:AheadPyTorchBackend",
     "onnxruntime": "sam3lab.backends.onnxruntime:OnnxRuntimeBackend",
     "tensorrt": "sam3lab.backends.tensorrt:TensorRtBackend",
     "openvino": "sam3lab.backends.openvino:OpenVinoBackend",

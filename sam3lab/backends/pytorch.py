@@ -1,6 +1,6 @@
 """The lean model in PyTorch: eager, and compiled by TorchInductor."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,8 @@ class CompiledPyTorchBackend(PyTorchBackend):
         import torch
 
         super().load(artifacts)
-        self.stages = self.compiled(self.stages, artifacts)
+        torch._dynamo.config.recompile_limit = SHAPES
+        self.stages = {name: torch.compile(stage, dynamic=False) for name, stage in self.stages.items()}
         if artifacts.device != "cuda":
             return
         from sam3lab.backends.torch_graphs import graphs
@@ -70,13 +71,6 @@ class CompiledPyTorchBackend(PyTorchBackend):
         self.stages = {name: graphs(stage, streams[name]).run for name, stage in self.stages.items()}
         self._side, self._image_next = streams["text"], torch.cuda.Event()
         self._beside_image = False
-
-    def compiled(self, stages: dict[str, Any], artifacts: Artifacts) -> dict[str, Callable]:
-        """The stages as functions that compile in their first call for a set of shapes."""
-        import torch
-
-        torch._dynamo.config.recompile_limit = SHAPES
-        return {name: torch.compile(stage, dynamic=False) for name, stage in stages.items()}
 
     def upload(self, array: np.ndarray) -> Any:
         self._beside_image = False

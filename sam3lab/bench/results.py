@@ -54,6 +54,12 @@ def load(run_dir: Path) -> pd.DataFrame:
     return rows
 
 
+def case_rounds(stored: Path) -> int:
+    """How many rounds of cases a consolidated run holds, all cases together; 0 where there is none."""
+    path = Path(stored) / ROWS
+    return len(pd.read_parquet(path, columns=["case", "round"]).drop_duplicates()) if path.exists() else 0
+
+
 def failures(run_dir: Path) -> pd.DataFrame:
     """One row for each thing that went wrong: case, label, round, status, reason, log, and every field of Case.
 

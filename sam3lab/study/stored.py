@@ -142,13 +142,13 @@ def check_part(directory: Path) -> None:
 
 def machines() -> dict[str, Path]:
     """{name: directory} of what is in data/results/. The last is the one whose figures are shown first: of those with a GPU,
-    if there are any, the one on which most notebooks were run, and of several such the newest.
+    if there are any, the one on which most case-rounds were measured, and of several such the newest.
     """
     folders = sorted((paths.DATA / "results").glob("*"))
     newest = {folder.name: parts(folder)[-1] for folder in folders if folder.is_dir()}
     known = {name: _environment(part) for name, part in newest.items() if _holds_run(part)}
-    ran = {name: sum(key.startswith("parameters.") for key in facts(paths.DATA / "results" / name)) for name in known}
-    order = sorted(known, key=lambda name: (bool(known[name].get("gpu")), ran[name], known[name].get("collected", "")))
+    much = {name: sum(results.case_rounds(part) for part in parts(paths.DATA / "results" / name)) for name in known}
+    order = sorted(known, key=lambda name: (bool(known[name].get("gpu")), much[name], known[name].get("collected", "")))
     return {name: paths.DATA / "results" / name for name in order}
 
 

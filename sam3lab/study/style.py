@@ -57,7 +57,6 @@ RUNTIMES = {
     "transformers": Look("PyTorch (transformers)", "#000000", "o"),
     "pytorch": Look("PyTorch (lean)", "#E69F00", "s"),
     "pytorch-compiled": Look("PyTorch (compiled)", "#CC79A7", "D"),
-    "pytorch-aot": Look("PyTorch (ahead of time)", "#6E6E6E", "X"),
     "onnxruntime": Look("ONNX Runtime", "#0072B2", "^"),
     "tensorrt": Look("TensorRT", "#009E73", "P"),
     "openvino": Look("OpenVINO", "#D55E00", "v"),
