@@ -200,7 +200,7 @@ class Engine:
             self._changed.notify_all()
         reason = process.end() if process else ""
         with self._changed:
-            self._process, held = None, [job for each in self._underway.clear() for job in each.jobs]
+            self._process, held = None, self._underway.let_go()
             self._trying = False
             if not self._closing:
                 self._backoff.lost()
@@ -292,7 +292,7 @@ class Engine:
             self._underway.ended()
             self._overdue = now() + self._patience() if self._underway else 0.0
             if lost is not None:  # what came after it is not to blame
-                self._waiting.put_back([job for each in self._underway.clear() for job in each.jobs])
+                self._waiting.put_back(self._underway.let_go())
             self._changed.notify_all()
         return lost
 

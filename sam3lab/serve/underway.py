@@ -61,3 +61,7 @@ class Underway:
         """All that it will not answer any more."""
         left, self._sent = list(self._sent), deque()
         return left
+
+    def let_go(self) -> list[Job]:
+        """The jobs of all that it will not answer any more."""
+        return [job for each in self.clear() for job in each.jobs]

@@ -1,0 +1,78 @@
+"""The same case in several goes: what is found of it, and how it is shown."""
+
+import pytest
+
+from sam3lab.bench import results
+from sam3lab.study import again, tables
+from tests import study_samples
+
+CASES = [case for case in study_samples.cases() if case.mode == "speed"]  # an A/A twin among them
+STAGE, ROW = "pipeline", "onnxruntime.fp32"
+
+
+@pytest.fixture(scope="module")
+def go(tmp_path_factory):
+    place = tmp_path_factory.mktemp("go")
+    study_samples.store(place, CASES)
+    return results.load(place)
+
+
+def slower(samples, backend, factor):
+    """The samples as another go would give them in which one runtime takes `factor` times as long."""
+    here = (samples["backend"] == backend) & (samples["metric"] == "wall")
+    return samples.assign(value=samples["value"].where(~here, samples["value"] * factor))
+
+
+def test_what_one_go_alone_measured_is_not_repeated(go):
+    assert again.repeated([go]).empty and again.numbers(again.repeated([go])) == {}
+    other = go[go["backend"] != "onnxruntime"]
+    assert "onnxruntime" not in set(again.repeated([go, other])["backend"])
+
+
+def test_medians_of_each_go_and_how_far_they_are_apart(go):
+    frame = again.repeated([go, slower(go, "onnxruntime", 1.5), slower(go, "onnxruntime", 1.2)])
+    assert set(frame["stage"]) == {"pipeline", "end_to_end"} and set(frame["go"]) == {1, 2, 3}
+    found = again.numbers(frame)
+    own = tables.estimates(go, STAGE, tables.BY).set_index(tables.BY)["value"]
+    newest, unit = found[f"again.{STAGE}.{ROW}"]
+    assert newest.value == pytest.approx(1.2 * own["onnxruntime", "fp32"]) and unit == "ms"
+    assert found[f"again.within.{STAGE}.{ROW}"] == (pytest.approx(50.0), "%")
+    assert found["again.within.pipeline.transformers.fp32"] == (pytest.approx(0.0), "%")
+    assert again.rows(frame)[0] == "transformers.fp32" and ROW in again.rows(frame)
+
+
+def test_a_shared_processors_times_are_told_as_multiples(go):
+    frame = again.repeated([go, slower(go, "onnxruntime", 1.5)])
+    for device, first in (("cuda", None), ("cpu", 1.0)):
+        shown = again.table(frame, 2, device)
+        row = shown[shown["Case"].str.contains("onnxruntime") & (shown["Stage"] == STAGE)].iloc[0]
+        one, other = row.iloc[2], row.iloc[3]
+        assert other.value == pytest.approx(1.5 * one.value) and row["Apart, %"] == pytest.approx(50.0)
+        assert one.value == pytest.approx(first or one.value) and ("ms" in shown.columns[2]) == (device == "cuda")
+
+
+def test_a_page_tells_of_it_only_where_something_was_repeated(go):
+    page = Page()
+    for goes in ([go], [go, go.iloc[:0]], [go.iloc[:0]]):
+        again.tell(page, goes)
+    assert not page.said
+    again.tell(page, [go, slower(go, "onnxruntime", 1.5)])
+    assert "again" in page.said and page.known["again.name.onnxruntime.fp32"] == ("ONNX Runtime fp32", "")
+    assert f"again.within.end_to_end.{ROW}" in page.known
+
+
+class Page:
+    """What a notebook's Study is to `tell`."""
+
+    def __init__(self):
+        self.said, self.known, self.parameters = [], {}, {"device": "cpu"}
+
+    def note(self, found):
+        self.known |= found
+
+    def say(self, *lines, each):
+        assert ROW in each and all("{again.name.*}" in line for line in lines)
+
+    def table(self, frame, name, caption):
+        assert len(frame) and caption
+        self.said.append(name)
