@@ -131,11 +131,7 @@ def test_kept_features_are_let_go_before_a_request_fails(start, name, precision)
 
 
 @pytest.mark.parametrize(
-    ("name", "precision"),
-    [
-        *PRIMARIES,
-        pytest.param("pytorch-compiled", "fp16", marks=pytest.mark.slow),
-    ],
+    ("name", "precision"), [*PRIMARIES, pytest.param("pytorch-compiled", "fp16", marks=pytest.mark.slow)]
 )
 def test_no_request_waits_for_a_capture_or_a_compilation(start, name, precision):
     service = start(name, precision, timeout=600.0)

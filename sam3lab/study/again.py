@@ -9,7 +9,7 @@ STAGES = ("pipeline", "end_to_end")
 
 def tell(study, goes: list) -> None:
     """Record and show on a study's page what several goes measured, see `repeated`; nothing where nothing was."""
-    if len(frame := repeated(goes)):
+    if len(goes) > 1 and len(frame := repeated(goes)):
         study.note(numbers(frame))
         study.say(
             "- **{again.name.*}**: from go to go the medians of the pipeline are up to {again.within.pipeline.*} apart, and {again.within.end_to_end.*} from a JPEG's bytes to masks.",

@@ -18,10 +18,7 @@ COMMON = {
 }
 _ALL = {
     "cpu": [NATIVE, "pytorch", "pytorch-compiled", "onnxruntime", "openvino"],
-    "cuda": [
-        *(NATIVE, "pytorch", "pytorch-compiled", "onnxruntime", "tensorrt"),
-        *("meta", "meta-compiled"),
-    ],
+    "cuda": [NATIVE, "pytorch", "pytorch-compiled", "onnxruntime", "tensorrt", "meta", "meta-compiled"],
 }
 _SOME = {
     "cpu": [NATIVE, "pytorch", "onnxruntime", "openvino"],
