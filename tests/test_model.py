@@ -6,6 +6,7 @@ from transformers import Sam3Config, Sam3Model
 
 from sam3lab.errors import UserError
 from sam3lab.model.checkpoint import load_model, resolve
+from sam3lab.model.layers import NarrowLinear
 from sam3lab.model.weights import to_reference
 
 BAR = 1e-5  # relative error of every output in float32
@@ -99,6 +100,12 @@ def test_pairs_choose_image_and_prompt(small_checkpoint):
         torch.testing.assert_close(everything[5:], alone, rtol=1e-4, atol=1e-5)
     assert relative_error(whole[3][0], whole[3][3]) > 0.01  # the images differ
     assert relative_error(whole[3][0], whole[3][1]) > 1e-4  # the prompts differ
+
+
+def test_a_narrow_layer_computes_what_it_was_made_of():
+    source = torch.nn.Linear(2, 8)
+    x = torch.randn(3, 5, 2)
+    assert torch.allclose(NarrowLinear(source)(x), source(x), atol=1e-6)
 
 
 def test_half_precision_stays_near(small_checkpoint):

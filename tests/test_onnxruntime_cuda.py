@@ -1,15 +1,19 @@
 """The graphs for ONNX Runtime's CUDA provider: the same values as the model's, from fused operators. Run on its CPU
 provider, which has most of those operators too."""
 
+import re
 from collections import Counter
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
+from onnx.helper import make_node
 
 from sam3lab.backends.onnxruntime_cuda import DISABLED
 from sam3lab.errors import UserError
+from sam3lab.export import fused_products
 from sam3lab.export.onnx import INPUTS, ORT_CUDA, export
 from sam3lab.export.onnxruntime_cuda import WIDEST, group
 from sam3lab.model.checkpoint import load_model
@@ -42,41 +46,61 @@ def feeds(model):
     return {"image": ((pixels,), maps), "text": ((ids, mask), (text,)), "detect": ((*maps, text, mask, *pairs), found)}
 
 
-def with_group_norm(path):
-    """The graph with com.microsoft.GroupNorm, which only the CUDA provider has, as a function of standard operators."""
+STANDARD = {  # what operators that only the CUDA provider has compute, in terms of others
+    "NhwcConv": (
+        ["x", "w"],
+        [
+            make_node("Transpose", ["x"], ["first"], perm=[0, 3, 1, 2]),
+            make_node("Transpose", ["w"], ["weights"], perm=[0, 3, 1, 2]),
+            (make_node("Conv", ["first", "weights"], ["mapped"]), {"kernel_shape": "kernel_shape", "pads": "pads"}),
+            make_node("Transpose", ["mapped"], ["y"], perm=[0, 2, 3, 1]),
+        ],
+        ["kernel_shape", "pads"],
+    ),
+    "SkipGroupNorm": (
+        ["x", "scale", "shift", "skip"],
+        [
+            make_node("Add", ["x", "skip"], ["sum"]),
+            make_node("Transpose", ["sum"], ["first"], perm=[0, 3, 1, 2]),
+            (
+                make_node("GroupNormalization", ["first", "scale", "shift"], ["normed"]),
+                {"num_groups": "groups", "epsilon": "epsilon"},
+            ),
+            make_node("Transpose", ["normed"], ["y"], perm=[0, 2, 3, 1]),
+        ],
+        ["groups", "epsilon", "activation", "channels_last"],
+    ),
+}
+KINDS = {"groups": "INT", "epsilon": "FLOAT", "kernel_shape": "INTS", "pads": "INTS"}
+
+
+def in_standard_operators(path):
+    """The graph with the operators of STANDARD as functions."""
     model = onnx.load(path)
     for node in model.graph.node:
-        if node.op_type == "GroupNorm":
+        if node.op_type in STANDARD:
             node.domain = "test"
     model.opset_import.append(onnx.helper.make_opsetid("test", 1))
-    nodes = [
-        onnx.helper.make_node("Transpose", ["x"], ["first"], perm=[0, 3, 1, 2]),
-        onnx.helper.make_node("GroupNormalization", ["first", "scale", "shift"], ["normed"]),
-        onnx.helper.make_node("Transpose", ["normed"], ["y"], perm=[0, 2, 3, 1]),
-    ]
-    for ours, theirs, kind in (
-        ("num_groups", "groups", onnx.AttributeProto.INT),
-        ("epsilon",) * 2 + (onnx.AttributeProto.FLOAT,),
-    ):
-        nodes[1].attribute.append(onnx.AttributeProto(name=ours, ref_attr_name=theirs, type=kind))
-    model.functions.append(
-        onnx.helper.make_function(
-            "test",
-            "GroupNorm",
-            ["x", "scale", "shift"],
-            ["y"],
-            nodes,
-            [onnx.helper.make_opsetid("", 23)],
-            ["groups", "epsilon", "activation", "channels_last"],
-        )
-    )
+    for name, (inputs, parts, attributes) in STANDARD.items():
+        nodes = []
+        for part in parts:
+            node, passed = part if isinstance(part, tuple) else (part, {})
+            nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+            for inner, outer in passed.items():
+                kind = getattr(onnx.AttributeProto, KINDS[outer])
+                nodes[-1].attribute.append(onnx.AttributeProto(name=inner, ref_attr_name=outer, type=kind))
+        imports = [onnx.helper.make_opsetid("", 23)]
+        function = onnx.helper.make_function("test", name, inputs, ["y"], nodes, imports, attributes)
+        model.functions.append(function)
     return model.SerializeToString()
 
 
 def test_every_stage_computes_what_the_model_does(graphs, small_checkpoint):
     for stage, (inputs, expected) in feeds(load_model(small_checkpoint, RESOLUTION)).items():
         session = ort.InferenceSession(
-            with_group_norm(graphs / f"{stage}.onnx"), providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED
+            in_standard_operators(graphs / f"{stage}.onnx"),
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=DISABLED,
         )
         feed = {name: tensor.numpy() for name, tensor in zip(INPUTS[stage], inputs, strict=True)}
         for one, other in zip(session.run(None, feed), expected, strict=True):
@@ -92,7 +116,24 @@ def test_attention_turns_and_norms_are_single_operators(graphs):
     assert (text["MultiHeadAttention"], text["SkipLayerNormalization"], text["LayerNormalization"]) == (2, 4, 1)
     # two encoder layers with two attentions, two decoder layers with three, and the mask decoder's
     assert (detect["MultiHeadAttention"], detect["Attention"]) == (11, 0)
-    assert (detect["GroupNorm"], detect["GroupNormalization"], detect["InstanceNormalization"]) == (2, 0, 0)
+    assert (detect["SkipGroupNorm"], detect["GroupNormalization"], detect["InstanceNormalization"]) == (2, 0, 0)
+
+
+def test_the_detector_reorders_no_maps_and_adds_no_bias_that_it_can_do_without(graphs):
+    graph = onnx.load(graphs / "detect.onnx").graph
+    kinds = Counter(node.op_type for node in graph.node)
+    # maps are ordered once on their way in; upsampling is part of the sum, and no hidden layer is added to before a ReLU
+    assert (kinds["NhwcConv"], kinds["Conv"], kinds["Resize"]) == (2, 0, 0)
+    assert kinds["Relu"] == 2  # after the two norms
+    # two encoder layers, two decoder layers and the mask decoder have keys and values of the text: one product of all
+    text = next(node.output[0] for node in graph.node if node.op_type == "Gather" and node.input[0] == "text_features")
+    readers = [node for node in graph.node if text in node.input and node.op_type == "MatMul"]
+    splits = [node for node in graph.node if node.op_type == "Split" and node.input[0] == readers[0].output[0]]
+    assert [len(node.output) for node in splits] == [2 * 5]
+    assert len(readers) == 2  # the other is of the class scores
+    biases = {initializer.name for initializer in graph.initializer if initializer.name.endswith(".bias")}
+    added = {name for node in graph.node for name in node.input if name in biases}
+    assert not any(re.search(r"\.(k|v|kv)_proj\.", name) for name in added)
 
 
 def test_the_bias_of_the_values_is_in_the_output_projection(graphs, small_checkpoint):
@@ -101,6 +142,45 @@ def test_the_bias_of_the_values_is_in_the_output_projection(graphs, small_checkp
         tensor for tensor in onnx.load(graphs / "image.onnx").graph.initializer if list(tensor.dims) == [3 * width]
     ]
     assert not added
+
+
+def test_products_of_one_value_are_merged_where_they_are_split_alike():
+    random = np.random.default_rng(0)
+    weights = {
+        name: random.standard_normal((4, width), np.float32) for name, width in (("a", 6), ("b", 6), ("c", 9), ("d", 6))
+    }
+    nodes = [
+        make_node("MatMul", [source, name], [f"{name}_all"])
+        for name, source in (("a", "x"), ("b", "x"), ("c", "x"), ("d", "y"))
+    ]
+    parts = {name: [f"{name}{i}" for i in range(3 if name == "c" else 2)] for name in weights}
+    nodes += [make_node("Split", [f"{name}_all"], parts[name], axis=-1, num_outputs=len(parts[name])) for name in parts]
+    nodes += [make_node("Neg", [part], [f"-{part}"]) for each in parts.values() for part in each]
+    tensor = onnx.helper.make_tensor_value_info
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            nodes,
+            "products",
+            [tensor(name, onnx.TensorProto.FLOAT, [2, 3, 4]) for name in ("x", "y")],
+            [tensor(f"-{part}", onnx.TensorProto.FLOAT, [2, 3, 3]) for each in parts.values() for part in each],
+            [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()],
+        ),
+        opset_imports=[onnx.helper.make_opsetid("", 23)],
+        ir_version=10,
+    )
+    merged = ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    fused_products.merge(merged)
+    merged = ir.to_proto(merged)
+    assert Counter(node.op_type for node in merged.graph.node) == {"MatMul": 3, "Split": 3, "Neg": 9}
+    assert {tuple(each.dims) for each in merged.graph.initializer} == {(4, 12), (4, 9), (4, 6)}
+    feed = {name: random.standard_normal((2, 3, 4), np.float32) for name in ("x", "y")}
+    one, other = (
+        ort.InferenceSession(each.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feed)
+        for each in (model, merged)
+    )
+    assert len(one) == 9
+    for before, after in zip(one, other, strict=True):
+        np.testing.assert_allclose(before, after, atol=1e-6)
 
 
 @pytest.mark.parametrize(("width", "heads", "wide"), [(1024, 16, 1024), (1280, 16, 640), (192, 4, 192), (32, 2, 32)])

@@ -60,7 +60,12 @@ class CompiledPyTorchBackend(PyTorchBackend):
     def load(self, artifacts: Artifacts) -> None:
         import torch
 
+        from sam3lab.model.layers import NarrowLinear
+
         super().load(artifacts)
+        decoder = self.stages["detect"].decoder
+        for network in (decoder.box_rpb_embed_x, decoder.box_rpb_embed_y):
+            network.layer1 = NarrowLinear(network.layer1)
         torch._dynamo.config.recompile_limit = SHAPES
         self.stages = {name: torch.compile(stage, dynamic=False) for name, stage in self.stages.items()}
         if artifacts.device != "cuda":

@@ -15,6 +15,8 @@ from sam3lab.model.checkpoint import fingerprint
 from sam3lab.model.config import check_resolution
 from sam3lab.paths import cache_dir
 
+FOR_ORT_CUDA = ("onnxruntime_cuda.py", "onnxruntime_cuda_detector.py", "fused_norms.py", "fused_products.py")
+
 
 def graphs(
     checkpoint: Path, resolution: int, precision: str, opset: int | None = None, target: str | None = None
@@ -30,9 +32,7 @@ def graphs(
     opset, target = onnx.OPSET if opset is None else opset, target or onnx.PORTABLE
     model = Path(__file__).parents[1] / "model"
     sources = [path.read_text() for path in (*sorted(model.glob("*.py")), Path(onnx.__file__))]
-    parts = ["mixed.py"] * (precision in onnx.MIXED) + ["onnxruntime_cuda.py", "fused_norms.py"] * (
-        target == onnx.ORT_CUDA
-    )
+    parts = ["mixed.py"] * (precision in onnx.MIXED) + [*FOR_ORT_CUDA] * (target == onnx.ORT_CUDA)
     sources += [Path(onnx.__file__).with_name(part).read_text() for part in parts]
     versions = {name: version(name) for name in ("torch", "onnx", "onnxscript")}
     content = [fingerprint(checkpoint), resolution, precision, opset, target, versions, sources]

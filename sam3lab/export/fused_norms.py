@@ -1,17 +1,9 @@
-"""Norms as ONNX Runtime's own operators: what its optimiser leaves apart, and its CUDA provider has kernels for."""
+"""Layer norms as ONNX Runtime's own operators, which its optimiser leaves apart, and its CUDA provider has kernels for."""
 
-import numpy as np
 import onnx_ir as ir
 
 
 def fuse(model: ir.Model) -> None:
-    """Fuse in place what `skip_norms` and `group_norms` do."""
-    skip_norms(model)
-    group_norms(model)
-    model.opset_imports["com.microsoft"] = 1
-
-
-def skip_norms(model: ir.Model) -> None:
     """Residual sums and the layer norms that follow them as com.microsoft.SkipLayerNormalization.
 
     ONNX Runtime's own fusion leaves out sums that are read again, which in pre-norm transformers is all of them. Here it is
@@ -48,43 +40,7 @@ def skip_norms(model: ir.Model) -> None:
     for node in reversed(list(model.graph)):  # the additions of biases that nothing reads now
         if node.op_type == "Add" and not any(output.uses() or output.is_graph_output() for output in node.outputs):
             model.graph.remove(node, safe=True)
-
-
-def group_norms(model: ir.Model) -> None:
-    """GroupNormalization of [N,C,H,W] as com.microsoft.GroupNorm, channels last, between two transpositions.
-
-    The CUDA provider has no kernel for the former, and takes it to pieces: some ten passes over the largest maps there are.
-    """
-    for norm in list(model.graph):
-        if norm.op_type != "GroupNormalization" or len(norm.inputs[0].shape or ()) != 4:
-            continue
-        x, out = norm.inputs[0], norm.outputs[0]
-        gains = []
-        for name, value in zip(("scale", "shift"), norm.inputs[1:], strict=True):
-            tensor = ir.tensor(value.const_value.numpy().astype(np.float32), name=f"{out.name}_{name}")
-            gains.append(
-                ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-            )
-            model.graph.initializers.add(gains[-1])
-        last = ir.Node("", "Transpose", [x], [ir.AttrInt64s("perm", [0, 2, 3, 1])])
-        attributes = {
-            "epsilon": ir.AttrFloat32("epsilon", norm.attributes.get_float("epsilon", 1e-5)),
-            "groups": ir.AttrInt64("groups", norm.attributes.get_int("num_groups")),
-            "activation": ir.AttrInt64("activation", 0),
-            "channels_last": ir.AttrInt64("channels_last", 1),
-        }
-        group = ir.Node("com.microsoft", "GroupNorm", [last.outputs[0], *gains], attributes.values())
-        first = ir.Node("", "Transpose", [group.outputs[0]], [ir.AttrInt64s("perm", [0, 3, 1, 2])])
-        for index, node in enumerate((last, group, first)):
-            node.outputs[0].name, node.outputs[0].type = f"{out.name}_group_{index}", out.type
-        first.outputs[0].shape = out.shape
-        model.graph.insert_before(norm, [last, group, first])
-        ir.convenience.replace_all_uses_with(out, first.outputs[0])
-        halves = norm.inputs[1:]
-        model.graph.remove(norm, safe=True)
-        for value in halves:
-            if not value.uses():
-                model.graph.initializers.pop(value.name)
+    model.opset_imports["com.microsoft"] = 1
 
 
 def _last_axis(norm: ir.Node, value: ir.Value) -> bool:

@@ -111,7 +111,7 @@ def _export_stage(module, stage: str, arguments: tuple, path: Path, opset: int, 
     import onnx
     import torch
 
-    from sam3lab.export import fused_norms
+    from sam3lab.export import fused_norms, fused_products
 
     axes = {name: torch.export.Dim(name) for name in INPUTS[stage].values()}
     logger = logging.getLogger("torch.onnx")
@@ -134,6 +134,7 @@ def _export_stage(module, stage: str, arguments: tuple, path: Path, opset: int, 
         logger.setLevel(level)
     if target == ORT_CUDA:
         fused_norms.fuse(program.model)
+        fused_products.merge(program.model)
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces with the exporting machine's paths
     weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())

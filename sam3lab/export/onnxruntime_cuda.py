@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam3lab.export.onnxruntime_cuda_detector import lighten, node, pass_on
 from sam3lab.model import operators
 from sam3lab.model.image_encoder import Attention
 from sam3lab.model.sam3 import Sam3
@@ -27,6 +28,7 @@ WIDEST = 1024  # threads of a CUDA block, of which RotaryEmbedding takes one a c
 @contextmanager
 def adapted(model: Sam3) -> Iterator[None]:
     """Changes the model in place for export; attention is ONNX Runtime's while it lasts."""
+    lighten(model.detector)
     encoder = model.image_encoder
     for layer in encoder.layers:
         layer.attention = RotaryAttention(layer.attention)
@@ -46,7 +48,7 @@ def group(width: int, heads: int) -> int:
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
     """As operators.attention, by one node."""
     inputs = (q, k, v) if bias is None else (q, k, v, None, None, bias)
-    return _node("MultiHeadAttention", inputs, {"num_heads": heads})
+    return node("MultiHeadAttention", inputs, {"num_heads": heads})
 
 
 class RotaryAttention(Attention):
@@ -61,20 +63,11 @@ class RotaryAttention(Attention):
         self.v_weight = nn.Parameter(weight[2 * width :])
         self.group = group(width, self.heads)
         self.o_proj = source.o_proj
-        passed = source.o_proj.weight.data.double() @ bias[2 * width :].double()
-        self.o_proj.bias.data = (source.o_proj.bias.data.double() + passed).to(bias.dtype)
+        pass_on(bias[2 * width :], self.o_proj)
 
     def mixed(self, x: Tensor, table: Tensor) -> Tensor:
         qk = F.linear(x, self.qk_weight, self.qk_bias)
         position = torch.zeros(1, dtype=torch.int64, device=x.device)
         attributes = {"num_heads": qk.shape[-1] // self.group, "interleaved": 1}
-        q, k = _node("RotaryEmbedding", (qk, position, table[0], table[1]), attributes).chunk(2, dim=-1)
+        q, k = node("RotaryEmbedding", (qk, position, table[0], table[1]), attributes).chunk(2, dim=-1)
         return operators.attention(q, k, F.linear(x, self.v_weight), self.heads)
-
-
-def _node(operator: str, inputs: tuple, attributes: dict) -> Tensor:
-    """A node of ONNX Runtime's own operators whose output is like its first input."""
-    like = inputs[0]
-    return torch.onnx.ops.symbolic(
-        f"com.microsoft::{operator}", inputs, attributes, dtype=like.dtype, shape=like.shape, version=1
-    )

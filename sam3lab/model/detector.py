@@ -26,14 +26,14 @@ def sine_grid(side: int, width: int) -> Tensor:
 
 
 def sine_boxes(boxes: Tensor, width: int) -> Tensor:
-    """The sine code [N,Q,4·width] of boxes [N,Q,4] (cx cy w h), for y, x, w, h: first the sines, then the cosines.
+    """The sine code [N,Q,4·width] of boxes [N,Q,4] (cx cy w h): of each number first the sines, then the cosines.
 
-    The reference interleaves them; the columns of the layer that reads this code are reordered when it is loaded.
+    The reference interleaves them and begins with y; the columns of the layer that reads this code are reordered when it
+    is loaded.
     """
     frequency = 2 * math.pi / 10000 ** (torch.arange(0, width, 2, device=boxes.device, dtype=boxes.dtype) / width)
-    cx, cy, w, h = boxes.unsqueeze(-1).unbind(2)
-    angle = torch.stack([cy, cx, w, h], dim=2) * frequency
-    return torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(2)
+    phase = torch.arange(2, device=boxes.device, dtype=boxes.dtype) * (math.pi / 2)  # of sines, and of cosines
+    return (boxes[..., None, None] * frequency + phase[:, None]).sin().flatten(2)
 
 
 def corners(boxes: Tensor) -> Tensor:

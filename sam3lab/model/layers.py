@@ -53,6 +53,21 @@ class Perceptron(nn.Module):
         return x
 
 
+class NarrowLinear(nn.Module):
+    """A linear layer of few inputs as a sum of columns, which a compiler fuses with what follows; shares parameters.
+
+    As a product, its rows would be too short to fill a matrix unit.
+    """
+
+    def __init__(self, source: nn.Linear):
+        super().__init__()
+        self.weight, self.bias = source.weight, source.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        terms = (part.unsqueeze(-1) * column for part, column in zip(x.unbind(-1), self.weight.unbind(1), strict=True))
+        return sum(terms, self.bias)
+
+
 class SelfAttention(nn.Module):
     """Self-attention whose queries and keys, but not values, carry a position encoding."""
 

@@ -103,7 +103,7 @@ def _order(model: Sam3, name: str, back: bool = False) -> Callable[[Tensor], Ten
         heads = model.config.vit.heads
         return lambda fused: torch.cat([pairs(x, heads, back) for x in fused.chunk(3)[:2]] + [fused.chunk(3)[2]])
     if name == "detector.decoder.ref_point_head.layer1.weight":
-        return lambda weight: pairs(weight.T, 4, back).T.contiguous()
+        return lambda weight: pairs(weight.T, 4, back).unflatten(0, (4, -1))[[1, 0, 2, 3]].flatten(0, 1).T.contiguous()
     return lambda tensor: tensor
 
 
