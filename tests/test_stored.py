@@ -129,6 +129,14 @@ def test_another_measuring_code_than_the_one_that_renders_is_told(machine):
     assert stored.of_other_code(machine) == ["older"] and stored.of_other_code(machine / "a") == []
 
 
+def test_the_runs_of_the_newest_code_are_known(machine):
+    assert stored.of_newest_code(machine) == [machine / "a", machine / "b"]  # both of one that is not known
+    path = machine / "b" / "environment.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"code": "newer"}))
+    assert stored.of_newest_code(machine) == [machine / "b"]
+    assert stored.of_newest_code(machine / "a") == [machine / "a"]
+
+
 def test_a_case_with_fewer_rounds_than_asked_for_is_told(tmp_path):
     source = store(tmp_path / "stored", "2026-01-01", ["01_runtimes"])
     rows = pd.read_parquet(source / "results.parquet")

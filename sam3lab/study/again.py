@@ -1,4 +1,5 @@
-"""What several goes on one machine measured of the same case: how much a figure owes to the go that it comes from."""
+"""What several goes on one machine, of the same code, measured of the same case: how much a figure owes to the go that it
+comes from."""
 
 from sam3lab.study import tables
 from sam3lab.study.style import look, ordered
@@ -18,7 +19,7 @@ def tell(study, goes: list) -> None:
         study.table(
             table(frame, len(goes), study.parameters["device"]),
             "again",
-            "The same case in several goes: medians with 95% intervals, and how far the greatest is above the least.",
+            "The same case in several goes of the same code: medians with 95% intervals, and how far the greatest is above the least.",
         )
 
 

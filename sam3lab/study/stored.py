@@ -75,6 +75,12 @@ def facts(directory: Path) -> dict:
     return found
 
 
+def of_newest_code(directory: Path) -> list[Path]:
+    """The runs in a directory that the measuring code of the newest of them made, oldest first."""
+    there = parts(directory)
+    return [each for each in there if _environment(each).get("code") == _environment(there[-1]).get("code")]
+
+
 def gathered(directory: Path, read):
     """The frames that `read` (results.load, .failures, …) gives of each run in a directory, one below the other."""
     import pandas as pd
