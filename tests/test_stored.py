@@ -130,10 +130,15 @@ def test_another_measuring_code_than_the_one_that_renders_is_told(machine):
 
 
 def test_the_runs_of_the_newest_code_are_known(machine):
-    assert stored.of_newest_code(machine) == [machine / "a", machine / "b"]  # both of one that is not known
-    path = machine / "b" / "environment.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"code": "newer"}))
-    assert stored.of_newest_code(machine) == [machine / "b"]
+    def made_by(**codes):
+        for name, code in codes.items():
+            path = machine / name / "environment.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"code": code}))
+
+    made_by(a="one", b="one")
+    assert stored.of_newest_code(machine) == [machine / "b", machine / "a"]  # the older first
+    made_by(b="another")
+    assert stored.of_newest_code(machine) == [machine / "a"]
     assert stored.of_newest_code(machine / "a") == [machine / "a"]
 
 
@@ -250,6 +255,8 @@ def test_of_machines_with_a_gpu_that_with_most_case_rounds_and_then_the_newest_i
     assert list(stored.machines()) == ["cpu", "another", "gpu"]  # with an older part more
     store(there / "another" / "newer", "2026-03-02", ["01_runtimes"], gpu="B GPU")
     assert list(stored.machines()) == ["cpu", "gpu", "another"]
+    store(there / "gpu" / "again", "2026-01-03", [], gpu="A GPU")
+    assert list(stored.machines()) == ["cpu", "gpu", "another"]  # what no notebook is shown from does not count
 
 
 def test_numbers_are_found_by_key_and_by_machine(project):

@@ -20,10 +20,19 @@ def parts(directory: Path) -> list[Path]:
     return sorted(found, key=lambda part: (_environment(part).get("collected", ""), part.name)) or [directory]
 
 
+def by_notebook(directory: Path) -> dict[str, Path]:
+    """{notebook: the newest run in a directory that ran it, of published ones to its end}."""
+    return {
+        key.removeprefix("parameters."): each
+        for each in parts(directory)
+        for key in facts(each)
+        if key.startswith("parameters.")
+    }
+
+
 def part(directory: Path, notebook: str) -> Path | None:
     """The newest run in a directory that ran a notebook, of published ones to its end; None if none did."""
-    ran = [each for each in parts(directory) if f"parameters.{notebook}" in facts(each)]
-    return ran[-1] if ran else None
+    return by_notebook(directory).get(notebook)
 
 
 def shown(directory: Path, notebook: str) -> Path:
@@ -108,9 +117,8 @@ def goes(directory: Path) -> dict[str, list[str]]:
     there, known = parts(directory), [_environment(each) for each in parts(directory)]
     if len(there) == 1:
         return {}
-    asked = [key.removeprefix("parameters.") for key in facts(directory) if key.startswith("parameters.")]
-    shown = {notebook: part(directory, notebook) for notebook in asked}
-    found = {"notebooks": [", ".join(name for name in asked if shown[name] == each) for each in there]}
+    shown = by_notebook(directory)
+    found = {"notebooks": [", ".join(name for name in sorted(shown) if shown[name] == each) for each in there]}
     found["collected"] = [each.get("collected", "") for each in known]
     found["git_commit"] = [environments.commit(each) or "" for each in known]
     return found | differences(directory)
@@ -148,12 +156,14 @@ def check_part(directory: Path) -> None:
 
 def machines() -> dict[str, Path]:
     """{name: directory} of what is in data/results/. The last is the one whose figures are shown first: of those with a GPU,
-    if there are any, the one on which most case-rounds were measured, and of several such the newest.
+    if there are any, the one that most case-rounds are shown of, and of several such the newest.
     """
     folders = sorted((paths.DATA / "results").glob("*"))
     newest = {folder.name: parts(folder)[-1] for folder in folders if folder.is_dir()}
     known = {name: _environment(part) for name, part in newest.items() if _holds_run(part)}
-    much = {name: sum(results.case_rounds(part) for part in parts(paths.DATA / "results" / name)) for name in known}
+    much = {
+        name: sum(map(results.case_rounds, set(by_notebook(paths.DATA / "results" / name).values()))) for name in known
+    }
     order = sorted(known, key=lambda name: (bool(known[name].get("gpu")), much[name], known[name].get("collected", "")))
     return {name: paths.DATA / "results" / name for name in order}
 
