@@ -86,8 +86,9 @@ def facts(directory: Path) -> dict:
 
 def of_newest_code(directory: Path) -> list[Path]:
     """The runs in a directory that the measuring code of the newest of them made, oldest first."""
-    there = parts(directory)
-    return [each for each in there if _environment(each).get("code") == _environment(there[-1]).get("code")]
+    made_by = {each: _environment(each).get("code") for each in parts(directory)}
+    *_, newest = made_by.values()
+    return [each for each, code in made_by.items() if code == newest]
 
 
 def gathered(directory: Path, read):
