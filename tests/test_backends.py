@@ -114,6 +114,15 @@ def test_other_batch_and_prompt_counts(backend):
     assert relative_error(alone["boxes"][0], whole["boxes"][2]) <= PARITY
 
 
+def test_pairs_may_have_images_in_any_order_and_number(backend):
+    inputs = make_inputs(4)
+    whole = run(backend, inputs)
+    for pairs in ([3, 1, 2], [2, 0, 0, 1, 3]):
+        some = run(backend, inputs | {name: inputs[name][pairs] for name in ("image_index", "text_index")})
+        for name in ("logits", "boxes", "masks"):
+            assert relative_error(some[name], whole[name][pairs]) <= PARITY, name
+
+
 def test_a_later_call_does_not_overwrite_an_earlier_value(backend):
     first, second = make_inputs(2), make_inputs(3)
     features = backend.image(backend.upload(first["pixels"]))

@@ -11,10 +11,10 @@ import pytest
 import torch
 from onnx.helper import make_node
 
-from sam3lab.backends.onnxruntime_cuda import DISABLED
+from sam3lab.backends.onnxruntime_cuda import DISABLED, image_by_image
 from sam3lab.errors import UserError
 from sam3lab.export import fused_products
-from sam3lab.export.onnx import INPUTS, ORT_CUDA, export
+from sam3lab.export.onnx import ORT_CUDA, export, inputs
 from sam3lab.export.onnxruntime_cuda import WIDEST, group
 from sam3lab.model.checkpoint import load_model
 
@@ -41,9 +41,16 @@ def feeds(model):
     pixels = torch.randint(0, 256, (2, 3, RESOLUTION, RESOLUTION), dtype=torch.uint8, generator=random)
     with torch.no_grad():
         maps, text = model.image_encoder(pixels), model.text_encoder(ids, mask)
-        pairs = torch.tensor([0, 0, 1]), torch.tensor([2, 1, 0])
-        found = model.detector(*maps, text, mask, *pairs)
-    return {"image": ((pixels,), maps), "text": ((ids, mask), (text,)), "detect": ((*maps, text, mask, *pairs), found)}
+        found = model.detector(*maps, text, mask, torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([2, 1, 0, 0, 1, 1]))
+        alone = model.detector(*(map[1:] for map in maps), text, mask, torch.tensor([0, 0]), torch.tensor([1, 2]))
+    maps = [map.permute(0, 2, 3, 1).contiguous() for map in maps]
+    one = [map[1:] for map in maps]
+    return [
+        ("image", (pixels,), maps),
+        ("text", (ids, mask), (text,)),
+        ("detect", (*maps, text, mask, torch.tensor([[2, 1, 0], [0, 1, 1]])), found),
+        ("detect", (*one, text, mask, torch.tensor([[1, 2]])), alone),
+    ]
 
 
 STANDARD = {  # what operators that only the CUDA provider has compute, in terms of others
@@ -81,7 +88,7 @@ def in_standard_operators(path):
         if node.op_type in STANDARD:
             node.domain = "test"
     model.opset_import.append(onnx.helper.make_opsetid("test", 1))
-    for name, (inputs, parts, attributes) in STANDARD.items():
+    for name, (names, parts, attributes) in STANDARD.items():
         nodes = []
         for part in parts:
             node, passed = part if isinstance(part, tuple) else (part, {})
@@ -90,27 +97,27 @@ def in_standard_operators(path):
                 kind = getattr(onnx.AttributeProto, KINDS[outer])
                 nodes[-1].attribute.append(onnx.AttributeProto(name=inner, ref_attr_name=outer, type=kind))
         imports = [onnx.helper.make_opsetid("", 23)]
-        function = onnx.helper.make_function("test", name, inputs, ["y"], nodes, imports, attributes)
+        function = onnx.helper.make_function("test", name, names, ["y"], nodes, imports, attributes)
         model.functions.append(function)
     return model.SerializeToString()
 
 
 def test_every_stage_computes_what_the_model_does(graphs, small_checkpoint):
-    for stage, (inputs, expected) in feeds(load_model(small_checkpoint, RESOLUTION)).items():
+    for stage, values, expected in feeds(load_model(small_checkpoint, RESOLUTION)):
         session = ort.InferenceSession(
             in_standard_operators(graphs / f"{stage}.onnx"),
             providers=["CPUExecutionProvider"],
             disabled_optimizers=DISABLED,
         )
-        feed = {name: tensor.numpy() for name, tensor in zip(INPUTS[stage], inputs, strict=True)}
+        feed = {name: tensor.numpy() for name, tensor in zip(inputs(ORT_CUDA)[stage], values, strict=True)}
         for one, other in zip(session.run(None, feed), expected, strict=True):
             assert np.linalg.norm(one - other.numpy()) <= 1e-5 * np.linalg.norm(other), stage
 
 
 def test_attention_turns_and_norms_are_single_operators(graphs):
     image, text, detect = (operators(graphs / f"{stage}.onnx") for stage in ("image", "text", "detect"))
-    # four ViT layers: one attention each, queries and keys turned together, and all norms but the first two fused
-    assert (image["MultiHeadAttention"], image["RotaryEmbedding"], image["Softmax"]) == (4, 4, 0)
+    # four ViT layers: one attention each, queries and keys turned, nothing taken apart, all norms but the first two fused
+    assert (image["MultiHeadAttention"], image["RotaryEmbedding"], image["Split"]) == (4, 8, 0)
     assert (image["SkipLayerNormalization"], image["LayerNormalization"]) == (7, 2)
     # two layers of two norms and a last one, of which the first has no sum before it
     assert (text["MultiHeadAttention"], text["SkipLayerNormalization"], text["LayerNormalization"]) == (2, 4, 1)
@@ -122,9 +129,14 @@ def test_attention_turns_and_norms_are_single_operators(graphs):
 def test_the_detector_reorders_no_maps_and_adds_no_bias_that_it_can_do_without(graphs):
     graph = onnx.load(graphs / "detect.onnx").graph
     kinds = Counter(node.op_type for node in graph.node)
-    # maps are ordered once on their way in; upsampling is part of the sum, and no hidden layer is added to before a ReLU
+    # maps stay in the order that convolutions take; upsampling is part of the sum
     assert (kinds["NhwcConv"], kinds["Conv"], kinds["Resize"]) == (2, 0, 0)
-    assert kinds["Relu"] == 2  # after the two norms
+    # of images nothing is selected, only of prompts
+    assert {node.input[0] for node in graph.node if node.op_type == "Gather"} & {
+        value.name for value in graph.input
+    } == {"text_features", "mask"}
+    # ReLU after the two norms and, in the two decoder layers, in the network of the box bias, which has no addition
+    assert kinds["Relu"] == 4
     # two encoder layers, two decoder layers and the mask decoder have keys and values of the text: one product of all
     text = next(node.output[0] for node in graph.node if node.op_type == "Gather" and node.input[0] == "text_features")
     readers = [node for node in graph.node if text in node.input and node.op_type == "MatMul"]
@@ -181,6 +193,25 @@ def test_products_of_one_value_are_merged_where_they_are_split_alike():
     assert len(one) == 9
     for before, after in zip(one, other, strict=True):
         np.testing.assert_allclose(before, after, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("image_index", "images", "so"),
+    [
+        ([0], 1, True),
+        ([0, 0, 0], 1, True),
+        ([0, 1], 2, True),
+        ([0, 0, 1, 1], 2, True),
+        ([1, 0], 2, False),
+        ([0, 1, 0, 1], 2, False),
+        ([0, 0, 1], 2, False),
+        ([1], 2, False),
+        ([0, 1], 3, False),
+        ([1, 1], 1, False),  # to be refused where it is copied
+    ],
+)
+def test_pairs_that_go_image_by_image_need_no_copies(image_index, images, so):
+    assert image_by_image(np.array(image_index), images) is so
 
 
 @pytest.mark.parametrize(("width", "heads", "wide"), [(1024, 16, 1024), (1280, 16, 640), (192, 4, 192), (32, 2, 32)])

@@ -15,7 +15,11 @@ from sam3lab.model.checkpoint import fingerprint
 from sam3lab.model.config import check_resolution
 from sam3lab.paths import cache_dir
 
-FOR_ORT_CUDA = ("onnxruntime_cuda.py", "onnxruntime_cuda_detector.py", "fused_norms.py", "fused_products.py")
+FOR_ORT_CUDA = (  # what only that target's graphs depend on
+    *(f"onnxruntime_cuda{part}.py" for part in ("", "_detector", "_neck", "_nodes")),
+    "fused_norms.py",
+    "fused_products.py",
+)
 
 
 def graphs(

@@ -37,6 +37,11 @@ INPUTS = {
         "text_index": "pairs",
     },
 }
+# ONNX Runtime's CUDA provider is slow at selecting maps: its detector has K pairs of every image, image by image, whose
+# texts are text_index [images, K].
+CUDA_DETECT = {name: axis for name, axis in INPUTS["detect"].items() if axis != "pairs"} | {
+    "text_index": ("images", "pairs_of_each")
+}
 OUTPUTS = {
     "image": ["features_4x", "features_2x", "features_1x"],
     "text": ["text_features"],
@@ -76,7 +81,7 @@ def export(
         mix(model, getattr(torch, MIXED[precision]))
     stages = {"image": model.image_encoder, "text": model.text_encoder, "detect": model.detector}
     with onnxruntime_cuda.adapted(model) if target == ORT_CUDA else nullcontext():
-        for stage, arguments in examples(model).items():
+        for stage, arguments in examples(model, target).items():
             _export_stage(stages[stage], stage, arguments, output / f"{stage}.onnx", opset, target)
     facts = {
         "checkpoint": fingerprint(checkpoint),
@@ -85,14 +90,22 @@ def export(
         "target": target,
         "opset": opset,
         "torch": torch.__version__,
-        "inputs": INPUTS,
+        "inputs": inputs(target),
         "outputs": OUTPUTS,
     }
     return manifest.write(output, facts)
 
 
-def examples(model) -> dict[str, tuple]:
-    """Inputs of the right shapes and types for each stage: 2 images, 3 prompts, 4 pairs (no size is special to export)."""
+def inputs(target: str = PORTABLE) -> dict[str, dict[str, str | tuple[str, ...]]]:
+    """INPUTS of a target's graphs; of one input more than the first axis is dynamic, and it has a tuple of names."""
+    return INPUTS if target == PORTABLE else INPUTS | {"detect": CUDA_DETECT}
+
+
+def examples(model, target: str = PORTABLE) -> dict[str, tuple]:
+    """Inputs of the right shapes and types for each stage: 2 images, 3 prompts, 4 pairs (no size is special to export).
+
+    Features are [B,hidden,·,·]; for ONNX Runtime's CUDA provider they are [B,·,·,hidden], and there is no image_index.
+    """
     import torch
 
     side, hidden = model.resolution // 14, model.config.hidden
@@ -100,10 +113,14 @@ def examples(model) -> dict[str, tuple]:
     mask = torch.ones(3, CONTEXT, dtype=torch.bool)
     features = tuple(torch.zeros(2, hidden, scale * side, scale * side, dtype=dtype) for scale in (4, 2, 1))
     text, index = torch.zeros(3, CONTEXT, hidden, dtype=dtype), torch.zeros(4, dtype=torch.int64)
+    pairs = (index, index.clone())
+    if target == ORT_CUDA:
+        features = tuple(map.permute(0, 2, 3, 1).contiguous() for map in features)
+        pairs = (index.unflatten(0, (2, 2)),)
     return {
         "image": (torch.zeros(2, 3, model.resolution, model.resolution, dtype=torch.uint8),),
         "text": (torch.zeros(3, CONTEXT, dtype=torch.int64), mask),
-        "detect": (*features, text, mask, index, index.clone()),
+        "detect": (*features, text, mask, *pairs),
     }
 
 
@@ -113,7 +130,10 @@ def _export_stage(module, stage: str, arguments: tuple, path: Path, opset: int, 
 
     from sam3lab.export import fused_norms, fused_products
 
-    axes = {name: torch.export.Dim(name) for name in INPUTS[stage].values()}
+    axes = {
+        name: (axis,) if isinstance(axis, str) else axis for name, axis in inputs(target)[stage].items()
+    }  # of each input
+    dynamic = {axis: torch.export.Dim(axis) for names in axes.values() for axis in names}
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it warns of operators of packages that are not installed
@@ -125,9 +145,9 @@ def _export_stage(module, stage: str, arguments: tuple, path: Path, opset: int, 
                 arguments,
                 dynamo=True,
                 opset_version=opset,
-                input_names=list(INPUTS[stage]),
+                input_names=list(axes),
                 output_names=OUTPUTS[stage],
-                dynamic_shapes=tuple({0: axes[axis]} for axis in INPUTS[stage].values()),
+                dynamic_shapes=tuple({i: dynamic[axis] for i, axis in enumerate(names)} for names in axes.values()),
                 verbose=False,
             )
     finally:

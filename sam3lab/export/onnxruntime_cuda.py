@@ -3,7 +3,7 @@
 The values are those of the portable graphs. Attention becomes com.microsoft.MultiHeadAttention, which has flash kernels
 and takes heads side by side, so that nothing is transposed. Rotary turns become com.microsoft.RotaryEmbedding, whose
 kernel starts one block for each token and head, and is slow where heads are narrow: with pairs (2i, 2i + 1), as the
-reference has them, the heads of queries and keys can be turned together as a few wide ones. The bias of the values
+reference has them, the heads of queries, and those of keys, can be turned together as a few wide ones. The bias of the values
 passes through attention unchanged, since its weights sum to 1, and goes into that of the output projection. Biases
 elsewhere stay additions after the products, to be fused with GELU (by the optimiser) and with layer norms (see
 fused_norms).
@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam3lab.export.onnxruntime_cuda_detector import lighten, node, pass_on
+from sam3lab.export import onnxruntime_cuda_neck
+from sam3lab.export.onnxruntime_cuda_detector import lighten, pass_on
+from sam3lab.export.onnxruntime_cuda_nodes import node
 from sam3lab.model import operators
 from sam3lab.model.image_encoder import Attention
 from sam3lab.model.sam3 import Sam3
@@ -30,6 +32,7 @@ def adapted(model: Sam3) -> Iterator[None]:
     """Changes the model in place for export; attention is ONNX Runtime's while it lasts."""
     lighten(model.detector)
     encoder = model.image_encoder
+    onnxruntime_cuda_neck.adapt(encoder)
     for layer in encoder.layers:
         layer.attention = RotaryAttention(layer.attention)
     width, heads = model.config.vit.width, model.config.vit.heads
@@ -52,22 +55,26 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None =
 
 
 class RotaryAttention(Attention):
-    """The image encoder's attention with products for queries and keys together and for values, and wide rotary heads."""
+    """The image encoder's attention with a product each for queries, keys and values, and wide rotary heads."""
 
     def __init__(self, source: Attention):
         nn.Module.__init__(self)
         self.heads, width = source.heads, source.o_proj.in_features
-        weight, bias = source.qkv_proj.weight.data, source.qkv_proj.bias.data
-        in_pairs = [pairs(each, 2 * self.heads, back=True) for each in (weight[: 2 * width], bias[: 2 * width])]
-        self.qk_weight, self.qk_bias = map(nn.Parameter, in_pairs)
-        self.v_weight = nn.Parameter(weight[2 * width :])
+        weights, biases = source.qkv_proj.weight.data.chunk(3), source.qkv_proj.bias.data.chunk(3)
+        for name, *parts in zip("qk", weights, biases, strict=False):
+            layer = nn.utils.skip_init(nn.Linear, width, width)
+            layer.weight, layer.bias = (nn.Parameter(pairs(each, self.heads, back=True)) for each in parts)
+            self.add_module(f"{name}_proj", layer)
+        self.v_weight = nn.Parameter(weights[2].clone())
         self.group = group(width, self.heads)
         self.o_proj = source.o_proj
-        pass_on(bias[2 * width :], self.o_proj)
+        pass_on(biases[2], self.o_proj)
 
     def mixed(self, x: Tensor, table: Tensor) -> Tensor:
-        qk = F.linear(x, self.qk_weight, self.qk_bias)
         position = torch.zeros(1, dtype=torch.int64, device=x.device)
-        attributes = {"num_heads": qk.shape[-1] // self.group, "interleaved": 1}
-        q, k = node("RotaryEmbedding", (qk, position, table[0], table[1]), attributes).chunk(2, dim=-1)
+        attributes = {"num_heads": x.shape[-1] // self.group, "interleaved": 1}
+        q, k = (
+            node("RotaryEmbedding", (layer(x), position, table[0], table[1]), attributes)
+            for layer in (self.q_proj, self.k_proj)
+        )
         return operators.attention(q, k, F.linear(x, self.v_weight), self.heads)

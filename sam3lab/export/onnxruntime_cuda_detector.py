@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam3lab.export.onnxruntime_cuda_nodes import convolution, node
 from sam3lab.model import operators
 from sam3lab.model.detector import Decoder, Detector, MaskDecoder, PixelDecoder
 from sam3lab.model.layers import FeedForward, ImageAttention, Perceptron, SelfAttention, TextAttention
@@ -34,14 +35,7 @@ def lighten(detector: Detector) -> None:
     masks.pixel_decoder = ChannelsLast(masks.pixel_decoder)
     masks.semantic_projection = Semantic(masks.semantic_projection)
     masks.forward, masks.masks = MethodType(_pixels, masks), MethodType(_masks, masks)
-
-
-def node(operator: str, inputs: tuple, attributes: dict) -> Tensor:
-    """A node of ONNX Runtime's own operators whose output is like its first input."""
-    like = inputs[0]
-    return torch.onnx.ops.symbolic(
-        f"com.microsoft::{operator}", inputs, attributes, dtype=like.dtype, shape=like.shape, version=1
-    )
+    detector.of_pairs, detector.forward = MethodType(_of_pairs, detector), MethodType(_by_image, detector)
 
 
 def pass_on(bias: Tensor, layer: nn.Linear) -> None:
@@ -55,32 +49,36 @@ class BoxBias(nn.Module):
 
     def __init__(self, decoder: Decoder):
         super().__init__()
-        self.side = decoder.side
+        side = decoder.side
         first, second = (
             [getattr(network, name) for network in (decoder.box_rpb_embed_y, decoder.box_rpb_embed_x)]
             for name in ("layer1", "layer2")
         )
-        # of distances to the (low, high, -, -) edge on (x, y): eight, since products over fewer values are slow
+        # of distances to the (low, high) edge on (x, y), of a 1 and of nothing: eight, since products over fewer are slow
         weight = first[0].weight.new_zeros(2, first[0].out_features, 4, 2)
         for axis, layer in enumerate(first):
             weight[axis, :, :2, 1 - axis] = layer.weight.data / (3 * math.log(2))
+            weight[axis, :, 2, 0] = layer.bias.data
         self.first = nn.Parameter(weight.flatten(2).flatten(0, 1))
-        self.limit = nn.Parameter(-torch.cat([layer.bias.data for layer in first]))
         blocks = torch.block_diag(*(layer.weight.data for layer in second)).unflatten(0, (2, -1))
         self.second = nn.Parameter(blocks.transpose(0, 1).flatten(0, 1))  # rows of a head side by side
+        place = torch.zeros(side, 4, 2)
+        place[:, :2] = torch.arange(side)[:, None, None] / side
+        place[:, 2] = (math.e - 1) / 8  # whose logarithm is taken to be 1
+        edges = torch.tensor([[[1.0], [1], [0], [0]], [[-0.5], [0.5], [0], [0]]])
+        self.place, self.of_centre, self.of_size = map(nn.Parameter, (place, *edges))
         # what is added up along rows and columns: a product, which is faster than a sum that broadcasts
-        place = torch.eye(self.side, dtype=self.first.dtype)
-        ones = torch.ones(self.side, dtype=self.first.dtype)
-        self.spread = nn.Parameter(torch.cat([torch.kron(place, ones), torch.kron(ones, place)]))
+        one, ones = torch.eye(side, dtype=self.first.dtype), torch.ones(side, dtype=self.first.dtype)
+        self.spread = nn.Parameter(torch.cat([torch.kron(one, ones), torch.kron(ones, one)]))
 
     def forward(self, boxes: Tensor, dtype: torch.dtype) -> Tensor:
         """As Decoder.box_bias, but for a constant of each head, which moves all scores of a query alike."""
-        axis = torch.arange(self.side, device=boxes.device, dtype=boxes.dtype)[:, None, None] / self.side
-        sign = torch.tensor([[-0.5], [0.5], [0], [0]], device=boxes.device)
         centre, size = (part.unsqueeze(-2) for part in boxes.chunk(2, dim=-1))
-        distance = axis - (centre + size * sign).unsqueeze(-3)  # [N,Q,g,(low,high,-,-),(x,y)]
+        distance = self.place - (centre * self.of_centre + size * self.of_size).unsqueeze(
+            -3
+        )  # [N,Q,g,(low,high,1,-),(x,y)]
         distance = distance.sign() * torch.log((8 * distance).abs() + 1)  # the scale is in the weights
-        hidden = torch.maximum(F.linear(distance.to(dtype).flatten(3), self.first), self.limit)
+        hidden = F.relu(F.linear(distance.to(dtype).flatten(3), self.first))
         parts = F.linear(hidden, self.second).unflatten(-1, (-1, 2))  # [N,Q,g,heads,(y,x)]
         parts = F.pad(parts.permute(0, 3, 1, 4, 2).flatten(3), (0, 0, 1, 0))  # [N,heads,1+Q,2g]
         return parts @ self.spread
@@ -99,14 +97,14 @@ class ChannelsLast(nn.Module):
         self.norm = {"groups": source.norms[0].num_groups, "epsilon": source.norms[0].eps}
 
     def forward(self, x: Tensor, middle: Tensor, fine: Tensor) -> Tensor:
-        """Coarse tokens [N,g,g,C] and maps [N,C,2g,2g] and [N,C,4g,4g] to pixel embeddings [N,4g,4g,C]."""
+        """Coarse tokens [N,g,g,C] and maps [M,2g,2g,C] and [M,4g,4g,C] to pixel embeddings [N,4g,4g,C]; N is K·M."""
         for i, skip in enumerate((middle, fine)):
-            rows = skip.permute(0, 2, 3, 1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # [N,h,2,w,2,C]
-            # upsampled by the sum itself, each token for two rows and two columns
-            summed = x.flatten(0, 1)[:, None, :, None] + rows.flatten(0, 1)
-            x = summed.unflatten(0, (-1, x.shape[1])).flatten(3, 4).flatten(1, 2)
-            attributes = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
-            x = node("NhwcConv", (x, self.weights[i]), attributes)
+            rows = skip.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # [M,h,2,w,2,C]
+            pairs = x.unflatten(0, (skip.shape[0], -1))
+            # upsampled by the sum itself, each token for two rows and two columns, each image for its pairs
+            summed = pairs[:, :, :, None, :, None] + rows[:, None]
+            x = summed.flatten(4, 5).flatten(2, 3).flatten(0, 1)
+            x = convolution(x, self.weights[i])
             # the convolution's bias as the norm's other summand, which it broadcasts
             bias = self.biases[i].expand(x.shape[0], 1, 1, -1)
             attributes = {**self.norm, "activation": 0, "channels_last": 1}
@@ -125,6 +123,17 @@ class Semantic(nn.Module):
         return F.linear(pixels.flatten(1, 2), self.weight, self.bias).flatten(1).unflatten(1, (1, *pixels.shape[1:3]))
 
 
+def _by_image(module: Detector, fine, middle, coarse, text, mask, text_index):
+    """Detector.forward of maps [M,·,·,C] and K pairs of each, image by image; text_index int64 [M,K]."""
+    return Detector.forward(module, fine, middle, coarse, text, mask, text_index, text_index.flatten())
+
+
+def _of_pairs(module: Detector, fine, middle, coarse, pairs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As Detector.of_pairs for `pairs` [M,K], but the finer maps as they are: `ChannelsLast` sums them with each pair's."""
+    tokens = coarse.flatten(1, 2).unsqueeze(1).expand(-1, pairs.shape[1], -1, -1)
+    return fine, middle, tokens.flatten(0, 1)
+
+
 def _pixels(module: MaskDecoder, tokens: Tensor, middle: Tensor, fine: Tensor, text: Tensor, bias: Tensor) -> Tensor:
     tokens = tokens + module.prompt_cross_attn(module.prompt_cross_attn_norm(tokens), text, bias)
     return module.pixel_decoder(tokens.unflatten(1, (module.side, module.side)), middle, fine)
@@ -133,8 +142,9 @@ def _pixels(module: MaskDecoder, tokens: Tensor, middle: Tensor, fine: Tensor, t
 def _masks(module: MaskDecoder, queries: Tensor, pixels: Tensor) -> Tensor:
     embedding, projection = module.mask_embedder(queries), module.instance_projection
     offset = embedding @ projection.bias
-    masks = (embedding @ projection.weight[:, :, 0, 0]) @ pixels.flatten(1, 2).transpose(1, 2) + offset.unsqueeze(-1)
-    return masks.unflatten(2, (4 * module.side, 4 * module.side))
+    masks = (embedding @ projection.weight[:, :, 0, 0]) @ pixels.flatten(1, 2).transpose(1, 2)
+    # in their shape before the sum: a node that only reshapes an output copies it
+    return masks.unflatten(2, (4 * module.side, 4 * module.side)) + offset[..., None, None]
 
 
 def _layers(module: nn.Module) -> list[nn.Linear]:

@@ -211,12 +211,16 @@ class Detector(nn.Module):
         self.mask_decoder = MaskDecoder(config, side)
         self.register_buffer("position", sine_grid(side, config.hidden), persistent=False)
 
+    def of_pairs(self, fine, middle, coarse, image_index) -> tuple[Tensor, Tensor, Tensor]:
+        """Each pair's maps, the coarsest as tokens [N,g²,C]."""
+        fine, middle, coarse = (x.index_select(0, image_index) for x in (fine, middle, coarse))
+        return fine, middle, coarse.flatten(2).transpose(1, 2)
+
     def trunk(self, fine, middle, coarse, text, mask, image_index, text_index):
         """What the heads read: the decoder's states, layer by layer, pixel embeddings, and each pair's text and mask."""
-        fine, middle, coarse = (x.index_select(0, image_index) for x in (fine, middle, coarse))
+        fine, middle, tokens = self.of_pairs(fine, middle, coarse, image_index)
         text, mask = text.index_select(0, text_index), mask.index_select(0, text_index)
         text_bias = mask_bias(mask[:, None, None], text.dtype)
-        tokens = coarse.flatten(2).transpose(1, 2)
         for layer in self.encoder:
             tokens = layer(tokens, self.position, text, text_bias)
         states = self.decoder(tokens, self.position, text, text_bias)

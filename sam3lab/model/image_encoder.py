@@ -148,11 +148,15 @@ class ImageEncoder(nn.Module):
         fill = (0, -weight.shape[1] % 8)
         return F.linear(F.pad(x, fill), F.pad(weight, fill))
 
+    def map(self, tokens: Tensor) -> Tensor:
+        """Tokens [B,g²,C], row by row, as a map [B,C,g,g]."""
+        return tokens.transpose(1, 2).unflatten(2, (self.side, self.side))
+
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = self.layer_norm(self.patches(pixels) + self.position.index_select(1, self.tile))
         for layer in self.layers:
             table = self.window_table if layer.windowed else self.global_table
             x = layer(x, table, self.to_padded, self.to_real)
-        x = x.index_select(1, self.raster).transpose(1, 2).unflatten(2, (self.side, self.side))
+        x = self.map(x.index_select(1, self.raster))
         fine, middle, coarse = (level(x) for level in self.neck)
         return fine, middle, coarse

@@ -4,12 +4,13 @@ The nodes between are those of the exported graph, and so is what they compute. 
 """
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from sam3lab.export.onnx import INLINE_LIMIT, INPUTS
+from sam3lab.export.onnx import INLINE_LIMIT
 from sam3lab.serve.triton.signature import AXES, IMAGES, PROMPTS
 
 REST = -1  # in the shape that Reshape is given: whatever is left
@@ -47,12 +48,12 @@ def batched(model: ir.Model, stage: str) -> None:
         if PROMPTS in AXES[stage][name]
     }
     if stage == "detect":
-        flat["image_index"], flat["text_index"] = _indices(build, counts)
+        flat |= _indices(build, counts, inner.keys())
     graph.insert_before(graph[0], build.nodes)
     graph.inputs[:] = outer.values()
     for name, value in flat.items():
         ir.convenience.replace_all_uses_with(inner[name], value)
-    for name in INPUTS[stage].keys() - flat.keys():  # features of images, which the graph takes as they are
+    for name in inner.keys() - flat.keys():  # features of images, which the graph takes as they are
         ir.convenience.replace_all_uses_with(inner[name], outer[name])
 
     build = _Builder()
@@ -71,14 +72,18 @@ def batched(model: ir.Model, stage: str) -> None:
                 value.shape = ir.Shape([None if isinstance(dim, ir.SymbolicDim) else dim for dim in value.shape])
 
 
-def _indices(build: "_Builder", counts: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """For each pair its image's index, 0 0 0 1 1 1 …, and its prompt's, 0 1 2 3 4 5 …, from the counts [B, P]."""
+def _indices(build: "_Builder", counts: ir.Value, wanted: Collection[str]) -> dict[str, ir.Value]:
+    """For each pair its image's index, 0 0 0 1 1 1 …, and its prompt's, 0 1 2 3 4 5 …, from the counts [B, P].
+
+    A graph without image_index has its pairs image by image, and its text_index is [B, P].
+    """
     zero, one, last = (build.constant(value) for value in (0, 1, [REST]))
+    prompts = build("Range", zero, build("ReduceProd", counts, keepdims=0), one)
+    if "image_index" not in wanted:
+        return {"text_index": build("Reshape", prompts, counts)}
     images = build("Gather", counts, zero, axis=0)
     column = build("Reshape", build("Range", zero, images, one), build.constant([REST, 1]))
-    image_index = build("Reshape", build("Expand", column, counts), last)
-    pairs = build("ReduceProd", counts, keepdims=0)
-    return image_index, build("Range", zero, pairs, one)
+    return {"image_index": build("Reshape", build("Expand", column, counts), last), "text_index": prompts}
 
 
 def _like(value: ir.Value, name: str, axes: tuple[str, ...]) -> ir.Value:
