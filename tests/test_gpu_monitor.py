@@ -14,6 +14,7 @@ from sam3lab.bench import gpu_monitor, memory, worker
 from sam3lab.bench.case import Case
 from sam3lab.bench.clock import Clock, steady
 from sam3lab.bench.gpu_monitor import SHARE, WINDOW, GpuMonitor
+from sam3lab.bench.host_speed import HostSpeed
 from sam3lab.bench.inputs import Inputs
 from sam3lab.errors import UserError
 from tests.fakes import Quick
@@ -322,7 +323,13 @@ def test_a_worker_on_a_gpu_writes_what_was_read_beside_the_times_of_the_pipeline
     )
     monkeypatch.setattr(nvml, "gpu", lambda: nvml.Gpu(library, object()))
     monkeypatch.setattr(gpu_monitor, "WINDOW", 0.05)
+
+    class Slowed(HostSpeed):
+        def disturbed(self, count, least):
+            return [0]
+
     monkeypatch.setattr(worker, "CudaEvents", Events)
+    monkeypatch.setattr(worker, "HostSpeed", Slowed)
     monkeypatch.setattr(Quick, "stream", 7, raising=False)
     case = Case(backend="tests.fakes:Quick", resolution=28, mode="model", device="cuda", batch=2)
     pixels, ids = np.zeros((2, 3, 28, 28), np.uint8), np.zeros((1, 32), np.int64)
@@ -335,7 +342,9 @@ def test_a_worker_on_a_gpu_writes_what_was_read_beside_the_times_of_the_pipeline
     rows = {(row["stage"], row["phase"], row["metric"]): row for row in one.measurements}
     for stage in ("image", "text", "detect", "pipeline", "pipeline_cached"):
         wall = rows[stage, "steady", "wall"]["values"]
-        assert len(wall) >= 5 and set(rows[stage, "steady", "cuda_event"]["values"]) == {7}
+        assert len(wall) >= 4 and set(rows[stage, "steady", "cuda_event"]["values"]) == {7}
+        assert len(rows[stage, "disturbed", "wall"]["values"]) == 1  # of the five or more, which does not count
+        assert rows[stage, "disturbed", "cuda_event"]["values"] == [7]
         assert ((stage, "steady", "energy") in rows) == (stage == "pipeline")
     (joules,), (watts,) = (rows["pipeline", "steady", metric]["values"] for metric in ("energy", "power"))
     wall = rows["pipeline", "steady", "wall"]["values"]
@@ -347,3 +356,4 @@ def test_a_worker_on_a_gpu_writes_what_was_read_beside_the_times_of_the_pipeline
     facts = one.facts()
     assert facts["gpu_limits"] == {"power cap": 1, "thermal slowdown": 1} and facts["gpu_memory_source"] == "device"
     assert rows["process", "memory", "gpu_peak"]["values"] == [0]
+    assert facts["host_look_ms"] > 0

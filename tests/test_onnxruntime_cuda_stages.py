@@ -10,8 +10,8 @@ import pytest
 from sam3lab.backends import onnxruntime_cuda
 from sam3lab.backends.base import RawOutputs
 from sam3lab.export.onnx import ORT_CUDA, export
+from tests.cuda_operators import in_standard_operators
 from tests.test_backends import PARITY, make_inputs, relative_error, run, start
-from tests.test_onnxruntime_cuda import in_standard_operators
 
 RESOLUTION = 84
 

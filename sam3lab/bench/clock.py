@@ -4,12 +4,14 @@ import ctypes
 import gc
 import time
 from collections.abc import Callable
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from sam3lab.backends import cuda_driver
 
 if TYPE_CHECKING:
     from sam3lab.bench.gpu_monitor import GpuMonitor
+    from sam3lab.bench.host_speed import HostSpeed
 
 # CLOCK_MONOTONIC on Linux: nanoseconds that a parent and its worker share, so that start-up can span both.
 now = time.perf_counter_ns
@@ -48,9 +50,9 @@ class Clock:
 class Samples:
     """Wall times (ns) and, with CUDA events, event times (ms) of successive calls, each kept."""
 
-    def __init__(self):
-        self.wall: list[int] = []
-        self.event: list[float] = []
+    def __init__(self, wall: list[int] | None = None, event: list[float] | None = None):
+        self.wall = [] if wall is None else wall
+        self.event = [] if event is None else event
 
     def take(self, clock: Clock, call: Callable[[], Any]) -> Any:
         result, wall, event = clock.time(call)
@@ -58,6 +60,13 @@ class Samples:
         if event is not None:
             self.event.append(event)
         return result
+
+    def parted(self, places: list[int]) -> "tuple[Samples, Samples]":
+        """The others, and those at these places."""
+        chosen = set(places)
+        parts = ([i not in chosen for i in range(len(self.wall))], [i in chosen for i in range(len(self.wall))])
+        others, those = (Samples(list(compress(self.wall, part)), list(compress(self.event, part))) for part in parts)
+        return others, those
 
 
 def warm_up(
@@ -76,19 +85,40 @@ def warm_up(
 
 
 def steady(
-    clock: Clock, call: Callable[[], Any], least: int, seconds: float, monitor: "GpuMonitor | None" = None
+    clock: Clock,
+    call: Callable[[], Any],
+    least: int,
+    seconds: float,
+    monitor: "GpuMonitor | None" = None,
 ) -> Samples:
     """Calls until there are at least `least` of them and `seconds` have passed; `monitor` looks at the GPU in between."""
+    return undisturbed(clock, call, least, seconds, monitor)[0]
+
+
+def undisturbed(
+    clock: Clock,
+    call: Callable[[], Any],
+    least: int,
+    seconds: float,
+    monitor: "GpuMonitor | None" = None,
+    host: "HostSpeed | None" = None,
+) -> tuple[Samples, Samples]:
+    """`steady` until `least` calls were made while the host was at its own speed, if it is so before `host` loses patience;
+    and the others, which do not count."""
     samples = Samples()
     with no_collection():
         if monitor is not None:
             monitor.start()
+        if host is not None:
+            host.start()
         deadline = now() + int(seconds * 1e9)
-        while len(samples.wall) < least or now() < deadline:
+        while len(samples.wall) < least or now() < deadline or (host is not None and host.waits(least)):
             samples.take(clock, call)
             if monitor is not None:
                 monitor.between()
-    return samples
+            if host is not None:
+                host.between(len(samples.wall))
+    return samples.parted(host.disturbed(len(samples.wall), least) if host else [])
 
 
 class no_collection:  # noqa: N801 (read as a verb)

@@ -56,7 +56,8 @@ _CODE = (
     "images.py",
     "nvml.py",
     "postprocess.py",
-    *(f"bench/{name}.py" for name in ("clock", "cold", "gpu_monitor", "inputs", "memory", "stages", "worker")),
+    *(f"bench/{name}.py" for name in ("clock", "cold", "gpu_monitor", "host_speed", "inputs", "memory")),
+    *(f"bench/{name}.py" for name in ("stages", "worker")),
     *(f"bench/{name}.py" for name in ("accuracy", "average_precision", "coco", "predict", "scene_inputs")),
 )
 

@@ -28,7 +28,8 @@ def load(run_dir: Path) -> pd.DataFrame:
 
     stage      image, text, detect, pipeline, pipeline_cached, end_to_end; or process, for what is no stage's; or the
                split of an accuracy case
-    phase      load, first, warmup, steady, memory, accuracy; cold, in place of load and first, of a cold case
+    phase      load, first, warmup, steady, memory, accuracy; cold, in place of load and first, of a cold case; disturbed,
+               samples of the steady phase that do not count (see host_speed)
     metric     wall, cuda_event (ms). Of a stage's steady phase on a GPU, one value a round: energy (J an image), power
                (W), clock_sm, clock_memory (MHz), temperature (C, the greatest), limited (the share of readings at which
                something held the clocks down). Of the process, s: process_start (spawn to the worker's first line),

@@ -119,6 +119,7 @@ class _Run:
     seconds: float
     reference: str
     prepared: dict[tuple, dict[str, Any]] = field(default_factory=dict)
+    host_look: float | None = None  # ms, see host_speed
 
     def measure(self, cases: list[Case], rounds: int, seed: int, shown: bool, retry_failed: bool) -> list[Case]:
         """All cases of the plan, after what was left of it is measured."""
@@ -268,6 +269,7 @@ class _Run:
             "truth": str(scene_inputs.truth_path(self.run_dir, case)) if case.mode == "accuracy" else None,
             "samples": self.samples,
             "seconds": self.seconds,
+            "host_look_ms": self.host_look,
             "outputs": str(made) if round_ == 0 else None,
         }
         log = self._log(f"{case.id}-r{round_}")
@@ -283,6 +285,8 @@ class _Run:
         }
         if outcome.status == "done":
             measurements = answered["measurements"]
+            looks = [self.host_look, answered["facts"].get("host_look_ms")]
+            self.host_look = min((look for look in looks if look is not None), default=None)
             if round_ == 0:
                 parity.forget(self.run_dir, case)
                 made.replace(outputs)

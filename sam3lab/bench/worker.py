@@ -24,8 +24,9 @@ import numpy as np  # noqa: E402
 from sam3lab import backends, nvml  # noqa: E402
 from sam3lab.bench import artifacts, child, cold, memory  # noqa: E402
 from sam3lab.bench.case import Case  # noqa: E402
-from sam3lab.bench.clock import Clock, CudaEvents, now, steady, warm_up  # noqa: E402
+from sam3lab.bench.clock import Clock, CudaEvents, now, undisturbed, warm_up  # noqa: E402
 from sam3lab.bench.gpu_monitor import GpuMonitor  # noqa: E402
+from sam3lab.bench.host_speed import HostSpeed  # noqa: E402
 from sam3lab.bench.inputs import Inputs  # noqa: E402
 from sam3lab.bench.stages import PARTS, WHOLES, Stages, end_to_end  # noqa: E402
 
@@ -43,7 +44,7 @@ def main(job_file: str, spawned: str) -> None:
         Path(job["out"]).write_text(json.dumps(predict.answer(case, job)))
         return
     out, loads = Path(job["out"]), artifacts.from_json(job["artifacts"])
-    worker = _Worker(case, int(spawned))
+    worker = _Worker(case, int(spawned), job["host_look_ms"])
     with cold.empty_caches(out.parent) if case.mode == "cold" else nullcontext():
         worker.make_ready(loads)
         worker.load(loads)
@@ -62,10 +63,12 @@ def main(job_file: str, spawned: str) -> None:
 class _Worker:
     """The phases in their order. `measurements` has one entry a series: stage, phase, metric, unit, values."""
 
-    def __init__(self, case: Case, spawned: int):
+    def __init__(self, case: Case, spawned: int, host_look: float | None = None):
         self._case, self._spawned, self._cold = case, spawned, case.mode == "cold"
         self.measurements: list[dict[str, Any]] = []
         self._facts: dict[str, Any] = {}
+        # a CPU that computes is slowed in what it computes too, and ratios of interleaved rounds allow for that
+        self._host = HostSpeed(host_look) if case.device == "cuda" else None
         self._began = now()
 
     def make_ready(self, loads: artifacts.Artifacts) -> None:
@@ -138,7 +141,9 @@ class _Worker:
     def facts(self) -> dict[str, Any]:
         """How it was measured."""
         facts = {"inputs": self.inputs.digest, "gpu_memory_source": self._gpu.source} | self._facts
-        return facts | (self._monitor.facts() if self._monitor else {})
+        for each in (self._monitor, self._host):
+            facts |= each.facts() if each else {}
+        return facts
 
     def _prepare(self, kind: type[backends.Backend], wanted: artifacts.Artifacts) -> artifacts.Artifacts:
         _tell("prepare")
@@ -161,8 +166,10 @@ class _Worker:
         warm = warm_up(self._clock, call, seconds=seconds / 2)  # at most half of what it prepares
         self._series(stage, "warmup", warm.wall, warm.event)
         monitor = self._monitor if stage == "pipeline" else None  # of what an image takes as a whole
-        taken = steady(self._clock, call, samples, seconds, monitor)
+        taken, disturbed = undisturbed(self._clock, call, samples, seconds, monitor, self._host)
         self._series(stage, "steady", taken.wall, taken.event)
+        if disturbed.wall:
+            self._series(stage, "disturbed", disturbed.wall, disturbed.event)
         if monitor:
             monitor.finish(lambda: self._clock.time(call))
             for metric, unit, value in monitor.values(self._case.batch):

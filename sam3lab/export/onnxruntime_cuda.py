@@ -7,6 +7,9 @@ reference has them, the heads of queries, and those of keys, can be turned toget
 passes through attention unchanged, since its weights sum to 1, and goes into that of the output projection. Biases
 elsewhere stay additions after the products, to be fused with GELU (by the optimiser) and with layer norms (see
 fused_norms).
+
+From the neck on, maps have their channels last, as convolutions and norms are computed (onnxruntime_cuda_neck and
+onnxruntime_cuda_detector), and the detector takes as many pairs of every image, image by image (onnx.CUDA_DETECT).
 """
 
 from collections.abc import Iterator

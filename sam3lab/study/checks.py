@@ -57,6 +57,27 @@ def goes(found: dict[str, list[str]]):
     return pd.DataFrame(rows, columns=["What", *(f"Go {number}" for number in range(1, count + 1))])
 
 
+def tell(study, alike, samples) -> None:
+    """Say and show on a study's page how far its times are to be trusted. alike: a frame of `alike`; samples: results.load's."""
+    study.say(
+        "- Stages that have a twin: {report.twins}; of these, differing by more than the intervals allow: {report.unlike}.",
+        "- Measuring adds {harness.overhead} to a call of known length.",
+    )
+    if share := apart(samples):
+        study.note({"report.apart": (share, "%")})
+        study.say(
+            "- Of the timed samples {report.apart} do not count: the host's core was slower then than at its best."
+        )
+    title = "The same case twice: ratio of the medians with intervals for all stages together."
+    study.table(twins(alike), "twins", title)
+
+
+def apart(samples) -> float:
+    """Percent of the timed samples in steady state that were kept apart, see bench.host_speed."""
+    timed = samples[(samples["metric"] == "wall") & samples["phase"].isin(["steady", "disturbed"])]
+    return 100.0 * float((timed["phase"] == "disturbed").mean()) if len(timed) else 0.0
+
+
 def _plain(value) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 

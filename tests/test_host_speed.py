@@ -1,0 +1,119 @@
+"""Samples taken while the host's core was slowed are kept apart."""
+
+import json
+
+import pytest
+
+from sam3lab.bench import clock, runner
+from sam3lab.bench.case import Case
+from sam3lab.bench.clock import Clock, undisturbed
+from sam3lab.bench.host_speed import SHARE, HostSpeed, loop
+from sam3lab.bench.process import Outcome
+
+CALL, LOOK = 20e6, 0.3e6  # ns at the core's own speed
+
+
+class Core:
+    """A core on a clock of its own, slower by `factor` while `slow` says so of the time in seconds."""
+
+    def __init__(self, slow, factor=1.5):
+        self.time, self.slow, self.factor, self.looks = 0.0, slow, factor, 0
+
+    def now(self):
+        return int(self.time)
+
+    def work(self, nanoseconds):
+        self.time += nanoseconds * (self.factor if self.slow(self.time / 1e9) else 1)
+
+    def look(self):
+        self.looks += 1
+        self.work(LOOK)
+
+
+def measured(core, monkeypatch, least=20, seconds=2.0, fastest=None):
+    """What counts and what does not of a phase on the core, in ms, and the HostSpeed."""
+    monkeypatch.setattr(clock, "now", core.now)
+    host = HostSpeed(fastest, core.now, core.look)
+    parts = undisturbed(Clock(lambda: None), lambda: core.work(CALL), least, seconds, host=host)
+    return *([wall / 1e6 for wall in part.wall] for part in parts), host
+
+
+def test_on_a_quiet_host_everything_counts(monkeypatch):
+    core = Core(lambda second: False)
+    counted, others, host = measured(core, monkeypatch)
+    assert others == [] and set(counted) == {20.0} and len(counted) == pytest.approx(2.0 / 0.02, rel=0.05)
+    assert host.facts() == {"host_look_ms": 0.3, "host_disturbed_share": 0, "host_given_up": 0}
+    assert core.looks * LOOK <= SHARE * 1.1 * core.time
+
+
+def test_what_was_measured_beside_a_slow_look_does_not_count(monkeypatch):
+    core = Core(lambda second: 0.5 < second < 1.2)
+    counted, others, host = measured(core, monkeypatch)
+    assert set(counted) == {20.0}
+    # the slowed calls, and a few that no look shows to have been at the core's own speed
+    assert 20 <= sum(wall > 20 for wall in others) <= len(others) <= 28
+    assert host.facts()["host_disturbed_share"] == round(len(others) / (len(counted) + len(others)), 4)
+
+
+def test_enough_undisturbed_samples_are_waited_for(monkeypatch):
+    counted, others, host = measured(Core(lambda second: second > 0.1 and second < 6), monkeypatch)
+    assert set(counted) == {20.0} and 20 <= len(counted) <= 24 and len(others) > 150
+    assert host.facts()["host_given_up"] == 0
+
+
+def test_on_a_host_that_stays_slow_everything_counts_in_the_end(monkeypatch):
+    core = Core(lambda second: second > 0.1)
+    counted, others, host = measured(core, monkeypatch)
+    assert others == [] and 12 <= core.time / 1e9 < 12.1 and max(counted) == 30.0
+    assert host.facts() == {"host_look_ms": 0.3, "host_disturbed_share": 0, "host_given_up": 1}
+
+
+def test_a_process_loses_its_patience_once(monkeypatch):
+    core = Core(lambda second: second > 0.1)
+    _, _, host = measured(core, monkeypatch)
+    begin = core.time
+    undisturbed(Clock(lambda: None), lambda: core.work(CALL), 20, 1.0, host=host)
+    assert 1.0 <= (core.time - begin) / 1e9 < 1.1 and host.facts()["host_given_up"] == 2
+
+
+def test_a_process_that_is_slow_throughout_is_known_by_what_others_saw(monkeypatch):
+    core = Core(lambda second: second < 4)
+    counted, others, _ = measured(core, monkeypatch, fastest=LOOK / 1e6)
+    assert set(counted) == {20.0} and max(others) == 30.0 and len(counted) >= 20
+    counted, others, _ = measured(Core(lambda second: second < 4), monkeypatch)
+    assert set(counted) == {30.0} and others == []  # which it cannot know alone
+
+
+def test_a_host_a_little_slower_than_at_its_best_is_not_slowed(monkeypatch):
+    counted, others, _ = measured(Core(lambda second: int(second * 5) % 2, factor=1.2), monkeypatch)
+    assert others == [] and len(counted) > 80
+
+
+def test_without_a_host_to_look_at_nothing_is_kept_apart():
+    counted, others = undisturbed(Clock(lambda: None), lambda: None, 5, 0)
+    assert len(counted.wall) == 5 and others.wall == []
+
+
+def test_the_loop_takes_as_long_as_is_said():
+    host = HostSpeed(loop=loop)
+    host.start()
+    assert 0.05 < host.facts()["host_look_ms"] < 5
+
+
+def test_a_worker_is_told_the_fastest_look_of_those_before_it(tmp_path, monkeypatch):
+    given, answers = [], iter([{"host_look_ms": 0.5}, {}, {"host_look_ms": 0.4}, {"host_look_ms": 0.6}, {}])
+    run = runner._Run(tmp_path, 10.0, 5, 0.1, "transformers")
+    run.environment = {}
+    case = Case(backend="pytorch", resolution=84)
+
+    def child(module, job, *rest, **others):
+        given.append(json.loads(json.dumps(job))["host_look_ms"])
+        return Outcome("done", "", 0.1), {"measurements": [], "facts": next(answers)}
+
+    monkeypatch.setattr(run, "_child", child)
+    monkeypatch.setattr(run, "_answer", lambda *_: {"artifacts": {}, "checkpoint_sha256": ""})
+    monkeypatch.setattr(runner.records, "record", lambda *_, **others: None)
+    progress = type("Quiet", (), {name: lambda self, *_: None for name in ("start", "end", "say")})()
+    for round_ in range(1, 6):
+        run._step(case, round_, progress)
+    assert given == [None, 0.5, 0.5, 0.4, 0.4]
