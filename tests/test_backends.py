@@ -25,12 +25,12 @@ def relative_error(value, reference):
     return np.linalg.norm(value.astype(np.float64) - reference) / np.linalg.norm(reference)
 
 
-def make_inputs(seed=0):
+def make_inputs(seed=0, resolution=RESOLUTION):
     random = np.random.default_rng(seed)
     mask = np.ones((3, 32), dtype=bool)
     mask[0, 4:] = mask[1, 13:] = False
     return {
-        "pixels": random.integers(0, 256, (2, 3, RESOLUTION, RESOLUTION), dtype=np.uint8),
+        "pixels": random.integers(0, 256, (2, 3, resolution, resolution), dtype=np.uint8),
         "ids": random.integers(0, 60, (3, 32)),
         "mask": mask,
         "image_index": np.array([0, 0, 1, 1]),
@@ -52,7 +52,7 @@ def run(backend, inputs):
     }
 
 
-def start(name, checkpoint, device="cpu"):
+def start(name, checkpoint, device="cpu", resolution=RESOLUTION):
     backend_class = backends.get(name)
     reason = backend_class.unavailable(device, "fp32")
     if reason:
@@ -60,7 +60,7 @@ def start(name, checkpoint, device="cpu"):
     if name.startswith("meta"):
         pytest.skip(f"{name} has the published architecture only: see test_meta")
     backend = backend_class()
-    backend.load(backend_class.prepare(Artifacts(checkpoint, RESOLUTION, device=device)))
+    backend.load(backend_class.prepare(Artifacts(checkpoint, resolution, device=device)))
     return backend
 
 

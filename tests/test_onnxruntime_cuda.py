@@ -13,7 +13,7 @@ from onnx.helper import make_node
 
 from sam3lab.backends.onnxruntime_cuda import DISABLED, image_by_image
 from sam3lab.errors import UserError
-from sam3lab.export import fused_products
+from sam3lab.export import cache, fused_products, manifest
 from sam3lab.export.onnx import ORT_CUDA, export, inputs
 from sam3lab.export.onnxruntime_cuda import WIDEST, group
 from sam3lab.model.checkpoint import load_model
@@ -24,10 +24,9 @@ ort = pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture(scope="module")
-def graphs(small_checkpoint, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("graphs")
-    manifest = export(small_checkpoint, directory, RESOLUTION, target=ORT_CUDA)
-    assert manifest["target"] == ORT_CUDA
+def graphs(small_checkpoint):
+    directory = cache.graphs(small_checkpoint, RESOLUTION, "fp32", target=ORT_CUDA)
+    assert manifest.verify(directory)["target"] == ORT_CUDA
     return directory
 
 

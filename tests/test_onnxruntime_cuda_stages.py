@@ -9,11 +9,12 @@ import pytest
 
 from sam3lab.backends import onnxruntime_cuda
 from sam3lab.backends.base import RawOutputs
-from sam3lab.export.onnx import ORT_CUDA, export
+from sam3lab.export import cache
+from sam3lab.export.onnx import ORT_CUDA
 from tests.cuda_operators import in_standard_operators
 from tests.test_backends import PARITY, make_inputs, relative_error, run, start
 
-RESOLUTION = 84
+RESOLUTION = 98  # as in test_onnxruntime_cuda, so that the graphs are exported once
 
 
 class Stream:
@@ -91,15 +92,9 @@ class Backend:
         return tuple(map(self.download, value)) if isinstance(value, tuple) else self.stages.download(value)
 
 
-@pytest.fixture(scope="module")
-def graphs(small_checkpoint, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("graphs")
-    export(small_checkpoint, directory, RESOLUTION, target=ORT_CUDA)
-    return directory
-
-
 @pytest.fixture
-def backend(graphs, monkeypatch):
+def backend(small_checkpoint, monkeypatch):
+    graphs = cache.graphs(small_checkpoint, RESOLUTION, "fp32", target=ORT_CUDA)
     monkeypatch.setattr(onnxruntime_cuda, "Stream", Stream)
     monkeypatch.setattr(ort, "OrtValue", OrtValue)
     monkeypatch.setattr(ort, "InferenceSession", Session)
@@ -108,7 +103,7 @@ def backend(graphs, monkeypatch):
 
 
 def test_pairs_may_have_images_in_any_order_and_number(backend, small_checkpoint):
-    inputs, other = make_inputs(), start("pytorch", small_checkpoint)
+    inputs, other = make_inputs(resolution=RESOLUTION), start("pytorch", small_checkpoint, resolution=RESOLUTION)
     for pairs in ([0, 1, 2, 3], [3, 1, 2], [2, 0, 0, 1, 3], [0], [3], [0, 1]):
         some = inputs | {name: inputs[name][pairs] for name in ("image_index", "text_index")}
         ours, theirs = run(backend, some), run(other, some)
@@ -120,7 +115,7 @@ def test_pairs_may_have_images_in_any_order_and_number(backend, small_checkpoint
 
 
 def test_features_that_were_on_the_host_can_be_given_to_the_detector(backend):
-    inputs = make_inputs()
+    inputs = make_inputs(resolution=RESOLUTION)
     values = {name: backend.upload(array) for name, array in inputs.items()}
     features = backend.image(values["pixels"])
     text = backend.text(values["ids"], values["mask"])
@@ -131,7 +126,7 @@ def test_features_that_were_on_the_host_can_be_given_to_the_detector(backend):
 
 
 def test_an_image_that_is_not_there_is_refused(backend):
-    inputs = make_inputs()
+    inputs = make_inputs(resolution=RESOLUTION)
     values = {name: backend.upload(array) for name, array in inputs.items()}
     features = backend.image(values["pixels"])
     text = backend.text(values["ids"], values["mask"])

@@ -241,15 +241,15 @@ def test_signatures_of_graphs_and_of_the_model_agree(small_checkpoint, tmp_path,
         assert written == known
 
 
-@pytest.mark.parametrize("target", ["portable", ORT_CUDA])
-def test_graphs_give_each_image_its_own_prompts(target, tmp_path, requests, expected):
+def test_graphs_give_each_image_its_own_prompts(onnxruntime_repository, requests, expected):
     """Images of one request that have different prompts: the indices made inside must not mix them up."""
     ort = pytest.importorskip("onnxruntime")
-    exported, run = cache.graphs(NANO, SIDE, "fp32", target=target), {}
-    for stage in STAGES:
-        graphs.write(exported / f"{stage}.onnx", stage, tmp_path / f"{stage}.onnx")
-        graph = in_standard_operators(tmp_path / f"{stage}.onnx")
-        run[stage] = ort.InferenceSession(graph, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED).run
+    run = {
+        stage: ort.InferenceSession(
+            onnxruntime_repository / f"sam3_{stage}" / "1" / "model.onnx", providers=["CPUExecutionProvider"]
+        ).run
+        for stage in STAGES
+    }
     both = [np.concatenate([requests[0][part], requests[0][part][:, ::-1]]) for part in (1, 2)]
     cases = [(requests[number], expected[number]) for number in (0, 1, 2)]
     cases.append(
@@ -263,6 +263,24 @@ def test_graphs_give_each_image_its_own_prompts(target, tmp_path, requests, expe
         given = dict(zip(FEATURES, run["image"](None, {"pixels": images}), strict=True))
         found = run["detect"](None, given | {"text_features": text, "mask": mask})
         assert_close(found, wanted, 5e-5)  # another runtime
+
+
+def test_graphs_for_cuda_give_what_the_portable_ones_do(small_checkpoint, tmp_path):
+    ort = pytest.importorskip("onnxruntime")
+    random = np.random.default_rng(0)
+    images, ids = random.integers(0, 256, (2, 3, 98, 98), np.uint8), random.integers(0, 60, (2, 3, 32))
+    mask, found = np.arange(32) < random.integers(4, 32, (2, 3, 1)), []
+    for target in ("portable", ORT_CUDA):
+        exported, run = cache.graphs(small_checkpoint, 98, "fp32", target=target), {}
+        for stage in STAGES:
+            graphs.write(exported / f"{stage}.onnx", stage, tmp_path / f"{stage}.onnx")
+            graph = in_standard_operators(tmp_path / f"{stage}.onnx")
+            run[stage] = ort.InferenceSession(graph, providers=["CPUExecutionProvider"], disabled_optimizers=DISABLED)
+        (text,) = run["text"].run(None, {"ids": ids, "mask": mask})
+        maps = zip(FEATURES, run["image"].run(None, {"pixels": images}), strict=True)
+        found.append(run["detect"].run(None, dict(maps) | {"text_features": text, "mask": mask}))
+    assert found[0][0].shape[:2] == (2, 3)
+    assert_close(found[1], found[0], 5e-5)
 
 
 def test_large_weights_stay_beside_the_graph(small_checkpoint, tmp_path, monkeypatch):

@@ -62,11 +62,13 @@ class Samples:
         return result
 
     def parted(self, places: list[int]) -> "tuple[Samples, Samples]":
-        """The others, and those at these places."""
+        """Those that are not at these places, and those that are."""
         chosen = set(places)
-        parts = ([i not in chosen for i in range(len(self.wall))], [i in chosen for i in range(len(self.wall))])
-        others, those = (Samples(list(compress(self.wall, part)), list(compress(self.event, part))) for part in parts)
-        return others, those
+        there = [place in chosen for place in range(len(self.wall))]
+        not_there = [not each for each in there]
+        return tuple(
+            Samples(list(compress(self.wall, part)), list(compress(self.event, part))) for part in (not_there, there)
+        )
 
 
 def warm_up(

@@ -130,9 +130,8 @@ def _export_stage(module, stage: str, arguments: tuple, path: Path, opset: int, 
 
     from sam3lab.export import fused_norms, fused_products
 
-    axes = {
-        name: (axis,) if isinstance(axis, str) else axis for name, axis in inputs(target)[stage].items()
-    }  # of each input
+    named = inputs(target)[stage].items()
+    axes = {name: (axis,) if isinstance(axis, str) else axis for name, axis in named}
     dynamic = {axis: torch.export.Dim(axis) for names in axes.values() for axis in names}
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -74,9 +74,8 @@ class BoxBias(nn.Module):
     def forward(self, boxes: Tensor, dtype: torch.dtype) -> Tensor:
         """As Decoder.box_bias, but for a constant of each head, which moves all scores of a query alike."""
         centre, size = (part.unsqueeze(-2) for part in boxes.chunk(2, dim=-1))
-        distance = self.place - (centre * self.of_centre + size * self.of_size).unsqueeze(
-            -3
-        )  # [N,Q,g,(low,high,1,-),(x,y)]
+        edges = centre * self.of_centre + size * self.of_size
+        distance = self.place - edges.unsqueeze(-3)  # [N,Q,g,(low,high,1,-),(x,y)]
         distance = distance.sign() * torch.log((8 * distance).abs() + 1)  # the scale is in the weights
         hidden = F.relu(F.linear(distance.to(dtype).flatten(3), self.first))
         parts = F.linear(hidden, self.second).unflatten(-1, (-1, 2))  # [N,Q,g,heads,(y,x)]
