@@ -16,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         default="portable",
         choices=("portable", "onnxruntime-cuda"),
-        help="standard operators alone (default), or ONNX Runtime's own, for its CUDA provider",
+        help="standard operators alone (default), or ONNX Runtime's own, for its CUDA provider: features are [B,h,w,C] "
+        "there, and the detector takes as many prompts of every image, text_index [images, prompts of each]",
     )
     parser.add_argument("--opset", type=int, help="ONNX opset (default: the one chosen in sam3lab/export/onnx.py)")
 

@@ -61,8 +61,9 @@ def export(
 
     Inputs are uint8 pixels, int64 ids and indices and bool masks in every precision; features and outputs are float32,
     float16 or bfloat16, boxes always float32. In the mixed precisions features are float16 or bfloat16 and outputs
-    float32. Raises UserError on a precision, target or opset that is not one of PRECISIONS, TARGETS and OPSETS, and as
-    load_model does.
+    float32. For ONNX Runtime's CUDA provider features have their channels last, and detect has CUDA_DETECT's inputs.
+    Raises UserError on a precision, target or opset that is not one of PRECISIONS, TARGETS and OPSETS, and as load_model
+    does.
     """
     import torch
 
