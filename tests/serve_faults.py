@@ -26,6 +26,11 @@ def fault() -> str:
         return ""
 
 
+def hung() -> Path:
+    """The file that is there once a worker hangs, as it was told to."""
+    return Path(f"{os.environ[VARIABLE]}.hung")
+
+
 class _Faults:
     """Put in front of a backend."""
 
@@ -46,6 +51,7 @@ class _Faults:
         if kind == "raise":
             raise ValueError("something else")
         if kind == "hang":
+            hung().touch()
             time.sleep(1000)
         if kind == "die":
             ctypes.string_at(0)

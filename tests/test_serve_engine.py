@@ -23,7 +23,7 @@ from sam3lab.segment import segment
 from sam3lab.serve.request import Busy, Late, NotReady, Request, ServiceError, WorkerLost
 from sam3lab.serve.service import Service
 from sam3lab.serve.spec import EngineSpec, Limits
-from tests.serve_faults import VARIABLE
+from tests.serve_faults import VARIABLE, hung
 
 QUICK = EngineSpec("tests.serve_faults:Quick", name="quick")
 SLOW = EngineSpec("tests.serve_faults:Slow", name="slow")
@@ -508,7 +508,7 @@ def test_kill_9_costs_only_what_the_worker_computed_and_the_service_is_back_with
     ask(service).result(10)
     fault("hang")
     held = ask(service, 0)
-    assert until(lambda: service.status()["engines"]["quick"]["held"] == 1)
+    assert until(lambda: hung().exists())
     waiting = [ask(service, seed) for seed in range(1, 5)]
     assert until(lambda: service.status()["engines"]["quick"]["held"] == 1 + ahead)
     fault("")
