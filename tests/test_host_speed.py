@@ -6,7 +6,7 @@ import pytest
 
 from sam3lab.bench import clock, runner
 from sam3lab.bench.case import Case
-from sam3lab.bench.clock import Clock, undisturbed
+from sam3lab.bench.clock import Clock, Samples, steady
 from sam3lab.bench.host_speed import SHARE, HostSpeed, loop
 from sam3lab.bench.process import Outcome
 
@@ -30,11 +30,16 @@ class Core:
         self.work(LOOK)
 
 
+def phase(core, host, least, seconds):
+    samples = steady(Clock(lambda: None), lambda: core.work(CALL), least, seconds, host=host)
+    return samples.parted(host.disturbed(len(samples.wall), least))
+
+
 def measured(core, monkeypatch, least=20, seconds=2.0, fastest=None):
     """What counts and what does not of a phase on the core, in ms, and the HostSpeed."""
     monkeypatch.setattr(clock, "now", core.now)
     host = HostSpeed(fastest, core.now, core.look)
-    parts = undisturbed(Clock(lambda: None), lambda: core.work(CALL), least, seconds, host=host)
+    parts = phase(core, host, least, seconds)
     return *([wall / 1e6 for wall in part.wall] for part in parts), host
 
 
@@ -72,7 +77,7 @@ def test_a_process_loses_its_patience_once(monkeypatch):
     core = Core(lambda second: second > 0.1)
     _, _, host = measured(core, monkeypatch)
     begin = core.time
-    undisturbed(Clock(lambda: None), lambda: core.work(CALL), 20, 1.0, host=host)
+    phase(core, host, 20, 1.0)
     assert 1.0 <= (core.time - begin) / 1e9 < 1.1 and host.facts()["host_given_up"] == 2
 
 
@@ -90,8 +95,9 @@ def test_a_host_a_little_slower_than_at_its_best_is_not_slowed(monkeypatch):
 
 
 def test_without_a_host_to_look_at_nothing_is_kept_apart():
-    counted, others = undisturbed(Clock(lambda: None), lambda: None, 5, 0)
-    assert len(counted.wall) == 5 and others.wall == []
+    assert len(steady(Clock(lambda: None), lambda: None, 5, 0).wall) == 5
+    counted, others = Samples([1, 2, 3]).parted([False] * 3)
+    assert len(counted.wall) == 3 and others.wall == []
 
 
 def test_the_loop_takes_as_long_as_is_said():

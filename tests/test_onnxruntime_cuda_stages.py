@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 
 from sam3lab.backends import onnxruntime_cuda
-from sam3lab.backends.base import RawOutputs
+from sam3lab.backends.onnxruntime import OnnxRuntimeBackend
 from sam3lab.export import cache
 from sam3lab.export.onnx import ORT_CUDA
 from tests.cuda_operators import in_standard_operators
@@ -72,26 +72,6 @@ class Session:
         self._session.run_with_iobinding(binding)
 
 
-class Backend:
-    """The backend on its stages; what it does with values is the stages' own."""
-
-    def __init__(self, graphs):
-        self.stages = onnxruntime_cuda.CudaStages(graphs, ort.SessionOptions(), "fp32")
-        self.upload, self.synchronize, self.stack = self.stages.upload, self.stages.synchronize, self.stages.stack
-
-    def image(self, pixels):
-        return tuple(self.stages.run("image", pixels))
-
-    def text(self, ids, mask):
-        return self.stages.run("text", ids, mask)[0]
-
-    def detect(self, features, *others):
-        return RawOutputs(*self.stages.run("detect", *features, *others))
-
-    def download(self, value):
-        return tuple(map(self.download, value)) if isinstance(value, tuple) else self.stages.download(value)
-
-
 @pytest.fixture
 def backend(small_checkpoint, monkeypatch):
     graphs = cache.graphs(small_checkpoint, RESOLUTION, "fp32", target=ORT_CUDA)
@@ -99,7 +79,11 @@ def backend(small_checkpoint, monkeypatch):
     monkeypatch.setattr(ort, "OrtValue", OrtValue)
     monkeypatch.setattr(ort, "InferenceSession", Session)
     monkeypatch.setattr(ort, "preload_dlls", lambda: None)
-    return Backend(graphs)
+    made = OnnxRuntimeBackend()
+    made._stages = onnxruntime_cuda.CudaStages(
+        graphs, ort.SessionOptions(), "fp32"
+    )  # as `load` does where there is a GPU
+    return made
 
 
 def test_pairs_may_have_images_in_any_order_and_number(backend, small_checkpoint):

@@ -79,6 +79,7 @@ class CudaStages:
             )
 
     def upload(self, array: np.ndarray) -> Value:
+        """Floating-point values of four axes are feature maps."""
         import onnxruntime as ort
 
         maps = array.ndim == 4 and array.dtype.kind == "f"

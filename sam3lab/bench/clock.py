@@ -4,6 +4,7 @@ import ctypes
 import gc
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import compress
 from typing import TYPE_CHECKING, Any
 
@@ -47,12 +48,12 @@ class Clock:
         return result, wall, self.events.milliseconds()
 
 
+@dataclass
 class Samples:
     """Wall times (ns) and, with CUDA events, event times (ms) of successive calls, each kept."""
 
-    def __init__(self, wall: list[int] | None = None, event: list[float] | None = None):
-        self.wall = [] if wall is None else wall
-        self.event = [] if event is None else event
+    wall: list[int] = field(default_factory=list)
+    event: list[float] = field(default_factory=list)
 
     def take(self, clock: Clock, call: Callable[[], Any]) -> Any:
         result, wall, event = clock.time(call)
@@ -61,14 +62,10 @@ class Samples:
             self.event.append(event)
         return result
 
-    def parted(self, places: list[int]) -> "tuple[Samples, Samples]":
-        """Those that are not at these places, and those that are."""
-        chosen = set(places)
-        there = [place in chosen for place in range(len(self.wall))]
-        not_there = [not each for each in there]
-        return tuple(
-            Samples(list(compress(self.wall, part)), list(compress(self.event, part))) for part in (not_there, there)
-        )
+    def parted(self, flags: list[bool]) -> "tuple[Samples, Samples]":
+        """The samples whose flag is not set, and those whose flag is."""
+        parts = ([not flag for flag in flags], flags)
+        return tuple(Samples(*(list(compress(series, part)) for series in (self.wall, self.event))) for part in parts)
 
 
 def warm_up(
@@ -92,21 +89,10 @@ def steady(
     least: int,
     seconds: float,
     monitor: "GpuMonitor | None" = None,
-) -> Samples:
-    """Calls until there are at least `least` of them and `seconds` have passed; `monitor` looks at the GPU in between."""
-    return undisturbed(clock, call, least, seconds, monitor)[0]
-
-
-def undisturbed(
-    clock: Clock,
-    call: Callable[[], Any],
-    least: int,
-    seconds: float,
-    monitor: "GpuMonitor | None" = None,
     host: "HostSpeed | None" = None,
-) -> tuple[Samples, Samples]:
-    """`steady` until `least` calls were made while the host was at its own speed, if it is so before `host` loses patience;
-    and the others, which do not count."""
+) -> Samples:
+    """Calls until there are at least `least` of them and `seconds` have passed; `monitor` looks at the GPU in between, and
+    `host` at the core, which may wait for as many calls at its own speed."""
     samples = Samples()
     with no_collection():
         if monitor is not None:
@@ -120,7 +106,7 @@ def undisturbed(
                 monitor.between()
             if host is not None:
                 host.between(len(samples.wall))
-    return samples.parted(host.disturbed(len(samples.wall), least) if host else [])
+    return samples
 
 
 class no_collection:  # noqa: N801 (read as a verb)

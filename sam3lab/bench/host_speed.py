@@ -25,8 +25,8 @@ def loop() -> None:
 
 
 class HostSpeed:
-    """`start`, `between` after each sample, `waits` when there are enough, `disturbed` at the end: `clock.undisturbed` calls
-    them, phase by phase.
+    """`start`, `between` after each sample and `waits` when there are enough, which `clock.steady` calls, phase by phase;
+    and then `disturbed`.
 
     fastest: milliseconds of the fastest look that other processes of the run saw, since a process can be slowed from its
     begin to its end. now: the clock, in nanoseconds.
@@ -59,16 +59,16 @@ class HostSpeed:
         self._asked = asked
         return self._undisturbed < least and self._patience > 0
 
-    def disturbed(self, count: int, least: int) -> list[int]:
-        """Which of the phase's `count` samples do not count; none where fewer than `least` were undisturbed."""
+    def disturbed(self, count: int, least: int) -> list[bool]:
+        """Of each of the phase's `count` samples whether it does not count; none where fewer than `least` are undisturbed."""
         self._close(count)
         self._samples += count
         if self._undisturbed < least:
             self._given_up += 1
-            return []
-        places = [place for begin, end, slow in self._spans if slow for place in range(begin, end)]
-        self._disturbed += len(places)
-        return places
+            return [False] * count
+        flags = [slow for begin, end, slow in self._spans for _ in range(begin, end)]
+        self._disturbed += sum(flags)
+        return flags
 
     def facts(self) -> dict[str, Any]:
         """Of all phases: the fastest look (ms), the share of the samples left out, and the phases in which none was."""

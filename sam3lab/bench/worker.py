@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 from sam3lab import backends, nvml  # noqa: E402
 from sam3lab.bench import artifacts, child, cold, memory  # noqa: E402
 from sam3lab.bench.case import Case  # noqa: E402
-from sam3lab.bench.clock import Clock, CudaEvents, now, undisturbed, warm_up  # noqa: E402
+from sam3lab.bench.clock import Clock, CudaEvents, now, steady, warm_up  # noqa: E402
 from sam3lab.bench.gpu_monitor import GpuMonitor  # noqa: E402
 from sam3lab.bench.host_speed import HostSpeed  # noqa: E402
 from sam3lab.bench.inputs import Inputs  # noqa: E402
@@ -166,10 +166,12 @@ class _Worker:
         warm = warm_up(self._clock, call, seconds=seconds / 2)  # at most half of what it prepares
         self._series(stage, "warmup", warm.wall, warm.event)
         monitor = self._monitor if stage == "pipeline" else None  # of what an image takes as a whole
-        taken, disturbed = undisturbed(self._clock, call, samples, seconds, monitor, self._host)
+        taken = steady(self._clock, call, samples, seconds, monitor, self._host)
+        if self._host:
+            taken, disturbed = taken.parted(self._host.disturbed(len(taken.wall), samples))
+            if disturbed.wall:
+                self._series(stage, "disturbed", disturbed.wall, disturbed.event)
         self._series(stage, "steady", taken.wall, taken.event)
-        if disturbed.wall:
-            self._series(stage, "disturbed", disturbed.wall, disturbed.event)
         if monitor:
             monitor.finish(lambda: self._clock.time(call))
             for metric, unit, value in monitor.values(self._case.batch):
