@@ -326,6 +326,7 @@ def test_a_worker_on_a_gpu_writes_what_was_read_beside_the_times_of_the_pipeline
 
     class Slowed(HostSpeed):
         def disturbed(self, count, least):
+            super().disturbed(count, least)
             return [True] + [False] * (count - 1)
 
     monkeypatch.setattr(worker, "CudaEvents", Events)

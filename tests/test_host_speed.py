@@ -1,29 +1,38 @@
-"""Samples taken while the host's core was slowed are kept apart."""
+"""Samples taken while the host's core was slowed are kept apart, and a core that is not slowed is looked for."""
 
 import json
+import os
 
 import pytest
 
 from sam3lab.bench import clock, runner
 from sam3lab.bench.case import Case
 from sam3lab.bench.clock import Clock, Samples, steady
-from sam3lab.bench.host_speed import SHARE, HostSpeed, loop
+from sam3lab.bench.host_speed import SHARE, Cores, HostSpeed, loop
 from sam3lab.bench.process import Outcome
 
 CALL, LOOK = 20e6, 0.3e6  # ns at the core's own speed
 
 
 class Core:
-    """A core on a clock of its own, slower by `factor` while `slow` says so of the time in seconds."""
+    """One of some cores, on a clock of its own, slower by `factor` while its entry in `slow` says so of the time in
+    seconds."""
 
-    def __init__(self, slow, factor=1.5):
+    def __init__(self, *slow, factor=1.5):
         self.time, self.slow, self.factor, self.looks = 0.0, slow, factor, 0
+        self.allowed, self.at, self.left = list(range(len(slow))), 0, 0
 
     def now(self):
         return int(self.time)
 
+    def settle(self, core):
+        self.at = core
+
+    def leave(self):
+        self.left += 1
+
     def work(self, nanoseconds):
-        self.time += nanoseconds * (self.factor if self.slow(self.time / 1e9) else 1)
+        self.time += nanoseconds * (self.factor if self.slow[self.at](self.time / 1e9) else 1)
 
     def look(self):
         self.looks += 1
@@ -38,7 +47,7 @@ def phase(core, host, least, seconds):
 def measured(core, monkeypatch, least=20, seconds=2.0, fastest=None):
     """What counts and what does not of a phase on the core, in ms, and the HostSpeed."""
     monkeypatch.setattr(clock, "now", core.now)
-    host = HostSpeed(fastest, core.now, core.look)
+    host = HostSpeed(fastest, core.now, core.look, core)
     parts = phase(core, host, least, seconds)
     return *([wall / 1e6 for wall in part.wall] for part in parts), host
 
@@ -47,7 +56,7 @@ def test_on_a_quiet_host_everything_counts(monkeypatch):
     core = Core(lambda second: False)
     counted, others, host = measured(core, monkeypatch)
     assert others == [] and set(counted) == {20.0} and len(counted) == pytest.approx(2.0 / 0.02, rel=0.05)
-    assert host.facts() == {"host_look_ms": 0.3, "host_disturbed_share": 0, "host_given_up": 0}
+    assert host.facts() == {"host_look_ms": 0.3, "host_disturbed_share": 0, "host_given_up": 0, "host_moves": 0}
     assert core.looks * LOOK <= SHARE * 1.1 * core.time
 
 
@@ -70,7 +79,7 @@ def test_on_a_host_that_stays_slow_everything_counts_in_the_end(monkeypatch):
     core = Core(lambda second: second > 0.1)
     counted, others, host = measured(core, monkeypatch)
     assert others == [] and 12 <= core.time / 1e9 < 12.1 and max(counted) == 30.0
-    assert host.facts() == {"host_look_ms": 0.3, "host_disturbed_share": 0, "host_given_up": 1}
+    assert host.facts() == {"host_look_ms": 0.3, "host_disturbed_share": 0, "host_given_up": 1, "host_moves": 0}
 
 
 def test_a_process_loses_its_patience_once(monkeypatch):
@@ -92,6 +101,44 @@ def test_a_process_that_is_slow_throughout_is_known_by_what_others_saw(monkeypat
 def test_a_host_a_little_slower_than_at_its_best_is_not_slowed(monkeypatch):
     counted, others, _ = measured(Core(lambda second: int(second * 5) % 2, factor=1.2), monkeypatch)
     assert others == [] and len(counted) > 80
+
+
+def test_where_another_core_is_not_slowed_the_thread_moves_there(monkeypatch):
+    core = Core(lambda second: second > 0.5, lambda second: True, lambda second: second > 1.0, lambda second: False)
+    counted, others, host = measured(core, monkeypatch)
+    assert set(counted) == {20.0} and len(counted) > 85 and len(others) <= 8 and core.at == 3
+    assert host.facts()["host_moves"] == 2 and host.facts()["host_given_up"] == 0 and core.left == 1
+
+
+def test_a_phase_that_begins_on_a_slow_core_begins_elsewhere(monkeypatch):
+    counted, others, host = measured(Core(lambda second: True, lambda second: False), monkeypatch, fastest=LOOK / 1e6)
+    assert set(counted) == {20.0} and others == [] and host.facts()["host_moves"] == 1
+
+
+def test_where_every_core_is_slowed_one_is_waited_for(monkeypatch):
+    core = Core(*2 * [lambda second: 0.1 < second < 3])
+    counted, others, host = measured(core, monkeypatch)
+    assert set(counted) == {20.0} and len(counted) >= 20 and max(others) == 30.0
+    assert host.facts()["host_moves"] == 0 and core.time / 1e9 < 3.6
+
+
+def test_a_thread_that_never_moved_is_left_where_it_runs(monkeypatch):
+    core = Core(*2 * [lambda second: False])
+    measured(core, monkeypatch)
+    assert core.left == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not tell a thread's cores")
+def test_a_thread_stays_on_the_core_that_it_is_given_until_it_leaves():
+    before, cores = os.sched_getaffinity(0), Cores()
+    assert set(cores.allowed) == before
+    try:
+        cores.settle(cores.allowed[-1])
+        assert os.sched_getaffinity(0) == {cores.allowed[-1]}
+        cores.leave()
+        assert os.sched_getaffinity(0) == before
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def test_without_a_host_to_look_at_nothing_is_kept_apart():

@@ -1,21 +1,24 @@
 """Whether the core that launches the GPU's work computes at its own speed.
 
-On a machine that shares its processor with others a core can be slowed, seen on a virtual machine to two thirds for
-seconds at a time, while nothing that the system counts tells: no other thread runs, and no time is stolen. Calls that the
-host bounds take as much longer. A loop of known length, run between two samples and never inside one, shows it; what was
-measured beside a slow look is kept apart.
+On a machine that shares its processor with others a core can be slowed, seen on virtual machines to half its speed for
+tens of milliseconds up to seconds, while nothing that the system counts tells: no other thread runs, and no time is
+stolen. Calls that the host bounds take as much longer. Each core is slowed by itself, as if by what runs on the other
+hardware thread of the same physical core. A loop of known length, run between two samples and never inside one, shows it;
+what was measured beside a slow look is kept apart, and the thread moves to a core that is not slow.
 """
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
 from sam3lab.bench.clock import now as monotonic
 
 STEPS = 10_000  # of the loop, some tenths of a millisecond
-SLOW = 1.3  # times the fastest look
+SLOW = 1.25  # times the fastest look
 SHARE = 0.02  # of the time that looks may take
 PATIENCE = 10.0  # seconds that a process waits for its core beyond those asked for, in all phases together
+TRIES = 16  # cores that are looked at, at most, when one is slow
 
 
 def loop() -> None:
@@ -24,19 +27,38 @@ def loop() -> None:
         total += step
 
 
+class Cores:
+    """Those that the calling thread may run on (`allowed`; none where the system does not tell), and where it stays."""
+
+    def __init__(self):
+        self.allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+    def settle(self, core: int) -> None:
+        os.sched_setaffinity(0, {core})
+
+    def leave(self) -> None:
+        """The system chooses again."""
+        os.sched_setaffinity(0, self.allowed)
+
+
 class HostSpeed:
     """`start`, `between` after each sample and `waits` when there are enough, which `clock.steady` calls, phase by phase;
-    and then `disturbed`.
+    and then `disturbed`, after which the thread may run where it could before.
 
     fastest: milliseconds of the fastest look that other processes of the run saw, since a process can be slowed from its
     begin to its end. now: the clock, in nanoseconds.
     """
 
     def __init__(
-        self, fastest: float | None = None, now: Callable[[], int] = monotonic, loop: Callable[[], None] = loop
+        self,
+        fastest: float | None = None,
+        now: Callable[[], int] = monotonic,
+        loop: Callable[[], None] = loop,
+        cores: Cores | None = None,
     ):
         self.fastest = math.inf if fastest is None else fastest
-        self._now, self._loop = now, loop
+        self._now, self._loop, self._cores = now, loop, cores or Cores()
+        self._last, self._moves = 0, 0  # of the cores, the one that was looked at last
         self._patience = PATIENCE * 1e9
         self._samples, self._disturbed, self._given_up = 0, 0, 0
 
@@ -45,12 +67,13 @@ class HostSpeed:
         self._undisturbed = self._count = 0
         self._asked: int | None = None
         self._spans: list[tuple[int, int, bool]] = []
-        self._slow = self._look()
+        self._slow = self._look() and not self._moved()
 
     def between(self, count: int) -> None:
         """There are `count` samples of the phase; looks if it is time to."""
         if self._now() >= self._due:
             self._close(count)
+            self._slow = self._slow and not self._moved()
 
     def waits(self, least: int) -> bool:
         """Whether to go on, since fewer than `least` samples were undisturbed so far."""
@@ -62,6 +85,8 @@ class HostSpeed:
     def disturbed(self, count: int, least: int) -> list[bool]:
         """Of each of the phase's `count` samples whether it does not count; none where fewer than `least` are undisturbed."""
         self._close(count)
+        if self._last:
+            self._cores.leave()
         self._samples += count
         if self._undisturbed < least:
             self._given_up += 1
@@ -71,11 +96,13 @@ class HostSpeed:
         return flags
 
     def facts(self) -> dict[str, Any]:
-        """Of all phases: the fastest look (ms), the share of the samples left out, and the phases in which none was."""
+        """Of all phases: the fastest look (ms), the share of the samples left out, the phases in which none was, and the moves
+        to other cores."""
         return {
             "host_look_ms": round(self.fastest, 4),
             "host_disturbed_share": round(self._disturbed / self._samples, 4) if self._samples else 0,
             "host_given_up": self._given_up,
+            "host_moves": self._moves,
         }
 
     def _close(self, count: int) -> None:
@@ -85,6 +112,17 @@ class HostSpeed:
         if not disturbed:
             self._undisturbed += count - self._count
         self._slow, self._count = slow, count
+
+    def _moved(self) -> bool:
+        """Whether another core was found that is not slow; the thread stays there."""
+        cores = self._cores.allowed
+        for _ in range(min(TRIES, len(cores) - 1)):
+            self._last += 1
+            self._cores.settle(cores[self._last % len(cores)])
+            if not self._look():
+                self._moves += 1
+                return True
+        return False
 
     def _look(self) -> bool:
         """Whether the core is slow: by the faster of two loops, as an interrupt may fall into one."""
