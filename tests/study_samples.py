@@ -123,6 +123,7 @@ def measured(case, drift, rng, samples):
         state["limited"] = ("1", 0.5 if case.backend == "onnxruntime" else 0)
         rows += [("pipeline", "steady", name, unit, [value * drift]) for name, (unit, value) in state.items()]
         rows += [("pipeline", "disturbed", "wall", "ms", [50 * times["pipeline"] * pace])]  # which does not count
+        rows += [(stage, "steady", "slowed", "1", [float(stage == "detect")]) for stage in ("detect", "pipeline")]
     return rows + [("process", "memory", name, "MB", [v * SPEED.get(case.backend, 1)]) for name, v in memory.items()]
 
 

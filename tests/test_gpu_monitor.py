@@ -327,6 +327,7 @@ def test_a_worker_on_a_gpu_writes_what_was_read_beside_the_times_of_the_pipeline
     class Slowed(HostSpeed):
         def disturbed(self, count, least):
             super().disturbed(count, least)
+            self.slowed = 0.25
             return [True] + [False] * (count - 1)
 
     monkeypatch.setattr(worker, "CudaEvents", Events)
@@ -346,6 +347,7 @@ def test_a_worker_on_a_gpu_writes_what_was_read_beside_the_times_of_the_pipeline
         assert len(wall) >= 4 and set(rows[stage, "steady", "cuda_event"]["values"]) == {7}
         assert len(rows[stage, "disturbed", "wall"]["values"]) == 1  # of the five or more, which does not count
         assert rows[stage, "disturbed", "cuda_event"]["values"] == [7]
+        assert rows[stage, "steady", "slowed"]["values"] == [0.25]
         assert ((stage, "steady", "energy") in rows) == (stage == "pipeline")
     (joules,), (watts,) = (rows["pipeline", "steady", metric]["values"] for metric in ("energy", "power"))
     wall = rows["pipeline", "steady", "wall"]["values"]

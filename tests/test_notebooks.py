@@ -237,6 +237,7 @@ def test_results_of_a_gpu_are_rendered_too(tmp_path, monkeypatch):
     assert known["machine.limited.onnxruntime.fp16"] == pytest.approx(50, rel=0.1)
     assert "machine.limited.transformers.fp16" not in known  # it never was
     assert 0.5 < known["report.apart"] < 5  # one sample of a round, of a dozen or more a stage
+    assert 2 * known["report.slowed"] == known["report.looked"] > 2
     assert known["memory.host.onnxruntime.fp16"] == pytest.approx(500 * 0.55)
     assert known["prompts.surest.several"] in {known[key] for key in known if re.match(r"prompts.ratio.*several$", key)}
     assert known["runtimes.speedup.meta.bf16"] == pytest.approx(1 / 0.9, rel=0.1)  # both in bf16

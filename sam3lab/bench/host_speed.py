@@ -10,14 +10,17 @@ what was measured beside a slow look is kept apart, and the thread moves to a co
 import math
 import os
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from sam3lab.bench.clock import now as monotonic
 
 STEPS = 10_000  # of the loop, some tenths of a millisecond
-SLOW = 1.25  # times the fastest look
-SHARE = 0.02  # of the time that looks may take
-PATIENCE = 10.0  # seconds that a process waits for its core beyond those asked for, in all phases together
+LOOPS = 3  # of a look, which the slowest decides: what slows a core may come and go within milliseconds
+SLOW = 1.25  # times the fastest loop
+SHARE = 0.03  # of the time that looks may take
+PATIENCE = 2.0  # seconds that a phase goes on beyond those asked for, while it lacks undisturbed samples
+ENOUGH = 5  # undisturbed samples then, for the others not to count
 TRIES = 16  # cores that are looked at, at most, when one is slow
 
 
@@ -43,9 +46,10 @@ class Cores:
 
 class HostSpeed:
     """`start`, `between` after each sample and `waits` when there are enough, which `clock.steady` calls, phase by phase;
-    and then `disturbed`, after which the thread may run where it could before.
+    and then `disturbed`, after which the thread may run where it could before, and `slowed` is the share of disturbed
+    samples among those that count.
 
-    fastest: milliseconds of the fastest look that other processes of the run saw, since a process can be slowed from its
+    fastest: milliseconds of the fastest loop that other processes of the run saw, since a process can be slowed from its
     begin to its end. now: the clock, in nanoseconds.
     """
 
@@ -59,13 +63,12 @@ class HostSpeed:
         self.fastest = math.inf if fastest is None else fastest
         self._now, self._loop, self._cores = now, loop, cores or Cores()
         self._last, self._moves = 0, 0  # of the cores, the one that was looked at last
-        self._patience = PATIENCE * 1e9
         self._samples, self._disturbed, self._given_up = 0, 0, 0
 
     def start(self) -> None:
         """A phase begins."""
         self._undisturbed = self._count = 0
-        self._asked: int | None = None
+        self._until: float | None = None
         self._spans: list[tuple[int, int, bool]] = []
         self._slow = self._look() and not self._moved()
 
@@ -77,26 +80,28 @@ class HostSpeed:
 
     def waits(self, least: int) -> bool:
         """Whether to go on, since fewer than `least` samples were undisturbed so far."""
-        asked = self._now()
-        self._patience -= asked - (asked if self._asked is None else self._asked)
-        self._asked = asked
-        return self._undisturbed < least and self._patience > 0
+        if self._until is None:
+            self._until = self._now() + PATIENCE * 1e9
+        return self._undisturbed < least and self._now() < self._until
 
     def disturbed(self, count: int, least: int) -> list[bool]:
-        """Of each of the phase's `count` samples whether it does not count; none where fewer than `least` are undisturbed."""
+        """Of each of the phase's `count` samples whether it does not count; none where fewer are undisturbed than `least`
+        and than are enough."""
         self._close(count)
         if self._last:
             self._cores.leave()
+        flags = [slow for begin, end, slow in self._spans for _ in range(begin, end)]
         self._samples += count
-        if self._undisturbed < least:
+        if self._undisturbed < min(least, ENOUGH):
+            self.slowed = sum(flags) / count
             self._given_up += 1
             return [False] * count
-        flags = [slow for begin, end, slow in self._spans for _ in range(begin, end)]
+        self.slowed = 0.0
         self._disturbed += sum(flags)
         return flags
 
     def facts(self) -> dict[str, Any]:
-        """Of all phases: the fastest look (ms), the share of the samples left out, the phases in which none was, and the moves
+        """Of all phases: the fastest loop (ms), the share of the samples left out, the phases in which none was, and the moves
         to other cores."""
         return {
             "host_look_ms": round(self.fastest, 4),
@@ -125,13 +130,12 @@ class HostSpeed:
         return False
 
     def _look(self) -> bool:
-        """Whether the core is slow: by the faster of two loops, as an interrupt may fall into one."""
-        begin = self._now()
-        self._loop()
-        middle = self._now()
-        self._loop()
-        end = self._now()
-        took = min(middle - begin, end - middle) / 1e6
-        self.fastest = min(self.fastest, took)
-        self._due = end + (end - begin) / SHARE
-        return took > SLOW * self.fastest
+        """Whether the core is slow."""
+        times = [self._now()]
+        for _ in range(LOOPS):
+            self._loop()
+            times.append(self._now())
+        took = [(end - begin) / 1e6 for begin, end in pairwise(times)]
+        self.fastest = min(self.fastest, *took)
+        self._due = times[-1] + (times[-1] - times[0]) / SHARE
+        return max(took) > SLOW * self.fastest

@@ -32,7 +32,8 @@ def load(run_dir: Path) -> pd.DataFrame:
                samples of the steady phase that do not count (see host_speed)
     metric     wall, cuda_event (ms). Of a stage's steady phase on a GPU, one value a round: energy (J an image), power
                (W), clock_sm, clock_memory (MHz), temperature (C, the greatest), limited (the share of readings at which
-               something held the clocks down). Of the process, s: process_start (spawn to the worker's first line),
+               something held the clocks down); and slowed, the share of samples that count although they were disturbed,
+               since too few were not. Of the process, s: process_start (spawn to the worker's first line),
                import, load, startup (spawn to the first pipeline's outputs in the host's memory); of a cold case also
                prepare, export and build (prepare's two parts) and first (the first pipeline). MB (10^6 bytes): rss (after load), rss_peak_startup (up to
                the first result), rss_peak (over warm-up and steady state of all stages but end_to_end), gpu (after load),

@@ -171,6 +171,7 @@ class _Worker:
             taken, disturbed = taken.parted(self._host.disturbed(len(taken.wall), samples))
             if disturbed.wall:
                 self._series(stage, "disturbed", disturbed.wall, disturbed.event)
+            self._add(stage, "steady", "slowed", "1", [self._host.slowed])
         self._series(stage, "steady", taken.wall, taken.event)
         if monitor:
             monitor.finish(lambda: self._clock.time(call))

@@ -68,6 +68,12 @@ def tell(study, alike, samples) -> None:
         study.say(
             "- Of the timed samples {report.apart} do not count: the host's core was slower then than at its best."
         )
+    count, of = slowed(samples)
+    if count:
+        study.note({"report.slowed": (count, "stages"), "report.looked": (of, "")})
+        study.say(
+            "- In {report.slowed} of {report.looked}, each in a process, it was slower nearly throughout, so that all samples count."
+        )
     title = "The same case twice: ratio of the medians with intervals for all stages together."
     study.table(twins(alike), "twins", title)
 
@@ -76,6 +82,12 @@ def apart(samples) -> float:
     """Percent of the timed samples in steady state that were kept apart, see bench.host_speed."""
     timed = samples[(samples["metric"] == "wall") & samples["phase"].isin(["steady", "disturbed"])]
     return 100.0 * float((timed["phase"] == "disturbed").mean()) if len(timed) else 0.0
+
+
+def slowed(samples) -> tuple[int, int]:
+    """Of how many stages, each in a process, samples count although they were disturbed, and how many were looked at."""
+    shares = samples.loc[samples["metric"] == "slowed", "value"]
+    return int((shares > 0).sum()), len(shares)
 
 
 def _plain(value) -> str:
