@@ -16,8 +16,8 @@ from typing import Any
 from sam3lab.bench.clock import now as monotonic
 
 STEPS = 10_000  # of the loop, some tenths of a millisecond
-LOOPS = 3  # of a look, which the slowest decides: what slows a core may come and go within milliseconds
-SLOW = 1.25  # times the fastest loop
+LOOPS = 2  # of a look, which the slower decides: what slows a core may come and go within milliseconds
+SLOW = 1.25  # times the fastest look
 SHARE = 0.03  # of the time that looks may take
 PATIENCE = 2.0  # seconds that a phase goes on beyond those asked for, while it lacks undisturbed samples
 ENOUGH = 5  # undisturbed samples then, for the others not to count
@@ -49,7 +49,7 @@ class HostSpeed:
     and then `disturbed`, after which the thread may run where it could before, and `slowed` is the share of disturbed
     samples among those that count.
 
-    fastest: milliseconds of the fastest loop that other processes of the run saw, since a process can be slowed from its
+    fastest: milliseconds of the fastest look that other processes of the run saw, since a process can be slowed from its
     begin to its end. now: the clock, in nanoseconds.
     """
 
@@ -101,7 +101,7 @@ class HostSpeed:
         return flags
 
     def facts(self) -> dict[str, Any]:
-        """Of all phases: the fastest loop (ms), the share of the samples left out, the phases in which none was, and the moves
+        """Of all phases: the fastest look (ms), the share of the samples left out, the phases in which none was, and the moves
         to other cores."""
         return {
             "host_look_ms": round(self.fastest, 4),
@@ -131,11 +131,13 @@ class HostSpeed:
 
     def _look(self) -> bool:
         """Whether the core is slow."""
+        begin = self._now()
+        self._loop()  # caches, which the sample left cold
         times = [self._now()]
         for _ in range(LOOPS):
             self._loop()
             times.append(self._now())
-        took = [(end - begin) / 1e6 for begin, end in pairwise(times)]
-        self.fastest = min(self.fastest, *took)
-        self._due = times[-1] + (times[-1] - times[0]) / SHARE
-        return max(took) > SLOW * self.fastest
+        took = max(after - before for before, after in pairwise(times)) / 1e6
+        self.fastest = min(self.fastest, took)
+        self._due = times[-1] + (times[-1] - begin) / SHARE
+        return took > SLOW * self.fastest
