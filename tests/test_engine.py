@@ -388,12 +388,15 @@ class Watching(Progress):
 
     def __init__(self, most=10**9):
         super().__init__("text", shown=False)
-        self.events, self.most, self.threads = [], most, set()
+        self.events, self.said, self.most, self.threads = [], [], most, set()
 
     def start(self, phase, parent, steps):
         self.threads.add(threading.current_thread())
         self.events.append(("start", phase, parent, steps))
         super().start(phase, parent, steps)
+
+    def say(self, text):
+        self.said.append(text)
 
     def step(self, phase):
         self.events.append(("step", phase))
@@ -424,6 +427,15 @@ def test_progress_can_cancel(trt, graphs, tmp_path):
         engine_builder.build(graphs("small", "fp32") / "text.onnx", INPUTS["text"], Options(), timing, watching)
     assert sum(event[0] == "step" for event in watching.events) == 5
     assert timing.stat().st_size > 0  # what was timed until then is kept
+
+
+def test_an_engine_is_not_lost_with_timings_that_cannot_be_written(trt, graphs, tmp_path):
+    watching, timing = Watching(), tmp_path / "file" / "cache"
+    timing.parent.touch()
+    assert engine_builder.build(
+        graphs("small", "fp32") / "text.onnx", INPUTS["text"], Options(), timing, watching
+    ).nbytes
+    assert any(f"{timing} cannot be written: " in line for line in watching.said)
 
 
 INTERRUPTED = """

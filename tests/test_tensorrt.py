@@ -28,6 +28,7 @@ from sam3lab.errors import UserError
 from sam3lab.export import cache, engine, engine_builder, engine_profiles, manifest
 from sam3lab.export.onnx import INPUTS
 from sam3lab.model.checkpoint import fingerprint, load_model
+from sam3lab.serve import failures
 from tests.test_backends import RESOLUTION, make_inputs, relative_error, run
 from tests.test_engine import HERE
 
@@ -103,6 +104,9 @@ class HostDevice:
         finally:
             self.recording = None
         return self.graphs[-1]
+
+    def give_back(self):
+        self.given_back = True
 
     def synchronize(self):
         assert self.recording is None  # a capture would break
@@ -326,7 +330,7 @@ def test_what_no_profile_holds_is_refused_in_words(backend):
 
 
 def test_wrong_types_and_shapes_are_refused(backend):
-    with pytest.raises(RuntimeError, match="pixels in float32, where it has uint8"):
+    with pytest.raises(RuntimeError, match="has pixels in uint8, not in float32"):
         backend.image(backend.upload(np.zeros((1, 3, RESOLUTION, RESOLUTION), dtype=np.float32)))
     with pytest.raises(RuntimeError, match=r"pixels of shape \(1, 3, 98, 98\)"):
         backend.image(backend.upload(np.zeros((1, 3, 98, 98), dtype=np.uint8)))
@@ -344,6 +348,59 @@ def test_a_graph_that_cannot_be_captured_is_told_of(backend, world, monkeypatch)
     with pytest.warns(UserWarning, match="text stage runs without a CUDA graph: cuStreamEndCapture"):
         third = backend.text(ids, mask)
     np.testing.assert_array_equal(backend.download(third), first)
+
+
+def test_what_is_kept_for_later_calls_can_be_given_back(backend, world):
+    inputs = make_inputs()
+    values = {name: backend.upload(array) for name, array in inputs.items()}
+    before = [backend.text(values["ids"], values["mask"]) for _ in range(4)][-1]
+    contexts = [context for one in world.engines for context in one().contexts]
+    assert any(context() for context in contexts) and world.device.graphs
+    wanted = backend.download(before)
+    backend.give_back()
+    gc.collect()
+    assert not any(context() for context in contexts) and all(graph.closed for graph in world.device.graphs)
+    assert world.device.given_back and not backend._scratch and not world.ended  # the engines stay
+    np.testing.assert_array_equal(backend.download(backend.text(values["ids"], values["mask"])), wanted)
+    np.testing.assert_array_equal(backend.download(before), wanted)
+
+
+def test_a_context_that_there_is_no_memory_for_is_a_failure_of_memory(backend, monkeypatch):
+    monkeypatch.setattr(Engine, "create_execution_context", lambda self, strategy: None)
+    engine_builder.logger().errors = ["[defaultAllocator.cpp::allocate] Error Code 1: OutOfMemory (Requested 1 bytes)"]
+    pixels = backend.upload(make_inputs()["pixels"])
+    with pytest.raises(RuntimeError, match=r"image stage got no execution context: .*OutOfMemory") as caught:
+        backend.image(pixels)
+    assert failures.classify(caught.value) == failures.MEMORY
+    with pytest.raises(RuntimeError, match="it gives no reason") as caught:  # the other failure's is not this one's
+        backend.image(pixels)
+    assert failures.classify(caught.value) == failures.ERROR
+
+
+def test_runs_that_fail_are_not_those_after_which_a_graph_is_captured(backend, world, monkeypatch):
+    inputs = make_inputs()
+    ids, mask = backend.upload(inputs["ids"]), backend.upload(inputs["mask"])
+    with monkeypatch.context() as patch:
+        patch.setattr(Context, "execute_async_v3", lambda self, stream_handle: False)
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="text stage did not take its work"):
+                backend.text(ids, mask)
+    assert not world.device.graphs
+    for graphs in (0, 0, 1, 1):
+        backend.text(ids, mask)
+        assert len(world.device.graphs) == graphs
+
+
+def test_a_runtime_that_does_not_start_says_why(stored, world, monkeypatch):
+    import tensorrt as trt
+
+    def refuse(logger):
+        logger.log(trt.ILogger.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(trt, "Runtime", refuse)
+    with pytest.raises(RuntimeError, match=r"runtime does not start here: CUDA initialization failure"):
+        TensorRtBackend().load(TensorRtBackend.prepare(stored))
 
 
 def test_closing_ends_all_in_order(backend, world):
@@ -507,6 +564,12 @@ def test_gpu_pool_reuses_memory(device):
     for _ in range(50):
         device.download(device.copy(device.upload(array)))
     assert free - cuda.mem_get_info()[0] <= 2 * array.nbytes  # one copy, and what the pool rounds up
+    large = device.empty((1 << 30,), np.uint8)
+    taken = cuda.mem_get_info()[0]
+    del large
+    assert cuda.mem_get_info()[0] == taken  # the pool holds it
+    device.give_back()
+    assert cuda.mem_get_info()[0] - taken >= 1 << 30
 
 
 def test_gpu_context_is_pytorchs(device, torch):

@@ -30,19 +30,21 @@ tokenizer.enable_truncation(32)
 tokenizer.enable_padding(length=32)
 
 
-def run(stage, *values):
-    engine, context, results = stages[stage], contexts[stage], []
-    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-    for name, value in zip(inputs, values, strict=True):
-        context.set_input_shape(name, value.shape)
+def run(stage, **inputs):
+    engine, context, outputs = stages[stage], contexts[stage], {}
+    for name, value in inputs.items():
+        if not context.set_input_shape(name, value.shape):
+            sys.exit(f"{stage}: {name} cannot have the shape {value.shape}")
+    for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
+        if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT:
+            dtype = trt.nptype(engine.get_tensor_dtype(name))
+            outputs[name] = gpuarray.empty(tuple(context.get_tensor_shape(name)), dtype)
+    for name, value in (inputs | outputs).items():
         context.set_tensor_address(name, int(value.gpudata))
-    for name in names[len(inputs) :]:
-        dtype = trt.nptype(engine.get_tensor_dtype(name))
-        results.append(gpuarray.empty(tuple(context.get_tensor_shape(name)), dtype))
-        context.set_tensor_address(name, int(results[-1].gpudata))
-    context.execute_async_v3(stream.handle)
-    return results
+    if not context.execute_async_v3(stream.handle):
+        sys.exit(f"{stage} does not run")
+    stream.synchronize()
+    return outputs
 
 
 def upload(array):
@@ -54,9 +56,9 @@ side = stages["image"].get_tensor_shape("pixels")[-1]
 pixels = np.array(image.resize((side, side), Image.Resampling.BILINEAR)).transpose(2, 0, 1)[None]
 text = tokenizer.encode(prompt)
 ids, mask, first = upload(np.array([text.ids])), upload(np.array([text.attention_mask], bool)), upload(np.zeros(1, int))
-found = run("detect", *run("image", upload(pixels)), *run("text", ids, mask), mask, first, first)
-stream.synchronize()
-logits, presence, _, masks, _ = (value.get().astype(np.float32) for value in found)
+known = run("image", pixels=upload(pixels)) | run("text", ids=ids, mask=mask)
+found = run("detect", **known, mask=mask, image_index=first, text_index=first)
+logits, presence, masks = (found[name].get().astype(np.float32) for name in ("logits", "presence", "masks"))
 
 
 def sigmoid(x):
@@ -68,3 +70,4 @@ union = np.zeros((image.height, image.width), bool)
 for probability in sigmoid(masks[0, scores > 0.5]):
     union |= np.array(Image.fromarray(probability).resize(image.size, Image.Resampling.BILINEAR)) > 0.5
 Image.fromarray(union).save(target)
+contexts = stages = runtime = None  # they must go before PyCUDA's context does, which ends at exit

@@ -118,6 +118,13 @@ class Device:
         """What a function enqueues on the stream, as a graph."""
         return CudaGraph(self.stream, enqueue)
 
+    def give_back(self) -> None:
+        """Free what the pools hold for later; waits for all that is enqueued."""
+        self._stream.synchronize()
+        self._staged.clear()
+        self._host.free_held()
+        self._memory.free_held()
+
     def synchronize(self) -> None:
         """Wait for all that is enqueued."""
         self._stream.synchronize()

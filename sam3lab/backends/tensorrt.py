@@ -74,7 +74,10 @@ class TensorRtBackend:
         self._profiles = found["options"]["profiles"]
         self._engines, self._scratch, self._plans = {}, {}, {}
         self.device = pycuda_device.Device()
-        self._runtime = trt.Runtime(logger())
+        try:
+            self._runtime = trt.Runtime(logger())
+        except TypeError:  # what its bindings make of a null pointer
+            raise RuntimeError(f"TensorRT's runtime does not start here: {last_error()}") from None
         for stage in ("image", "text", "detect"):
             path = artifacts.graphs / f"{stage}.engine"
             self._engines[stage] = self._runtime.deserialize_cuda_engine(path.read_bytes())
@@ -134,6 +137,14 @@ class TensorRtBackend:
     def synchronize(self) -> None:
         self.device.synchronize()
 
+    def give_back(self) -> None:
+        """Free what is kept for later calls alone: contexts, their graphs and outputs, scratch memory, the pools' blocks."""
+        self.device.synchronize()
+        for plans in self._plans.values():
+            plans.close()
+        self._scratch.clear()
+        self.device.give_back()
+
     def close(self) -> None:
         """In the order in which one thing needs the other: graphs and contexts, engines, runtime, memory, CUDA's context."""
         if "device" in self.__dict__:
@@ -164,17 +175,20 @@ class _Run(Plan):
     ):
         import tensorrt as trt
 
+        from sam3lab.export.engine_builder import last_error
         from sam3lab.export.onnx import INPUTS, OUTPUTS
 
         super().__init__(tuple(value.address for value in values))
         self._device, self._stage, self._runs, self._graph = device, stage, 0, None
         self._inputs = [value.alias() for value in values]
         self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if self._context is None:  # there was no memory for it
+            raise RuntimeError(f"TensorRT's {stage} stage got no execution context: {last_error()}")
         self._must(self._context.set_optimization_profile_async(profile, device.stream), f"profile {profile}")
         device.synchronize()
         for name, value in zip(INPUTS[stage], values, strict=True):
-            wanted = _dtype(engine.get_tensor_dtype(name))
-            self._must(value.dtype == wanted, f"{name} in {value.dtype}, where it has {wanted}")
+            if value.dtype != (wanted := _dtype(engine.get_tensor_dtype(name))):
+                raise RuntimeError(f"TensorRT's {stage} stage has {name} in {wanted}, not in {value.dtype}")
             self._must(self._context.set_input_shape(name, value.shape), f"{name} of shape {value.shape}")
         self._context.set_device_memory(scratch.address, scratch.nbytes)
         self._outputs = [
@@ -185,13 +199,13 @@ class _Run(Plan):
             self._must(self._context.set_tensor_address(name, value.address), f"the address of {name}")
 
     def enqueue(self) -> Iterable[DeviceArray]:
-        if self._runs == _SETTLED:
+        if self._runs == _SETTLED and not self._graph:
             self._capture()
-        self._runs += 1
         if self._graph:
             self._graph.launch()
         else:
             self._execute()
+        self._runs += 1
         return (output.alias() for output in self._outputs)
 
     def fill(self, values: Sequence[DeviceArray]) -> None:

@@ -57,8 +57,10 @@ def logger():
 
 
 def last_error() -> str:
-    """What TensorRT last complained of."""
-    return logger().errors[-1] if logger().errors else "it gives no reason"
+    """What TensorRT last complained of, for once: it is no reason of what fails later."""
+    log = logger()
+    said, log.errors = log.errors, []
+    return said[-1] if said else "it gives no reason"
 
 
 def build(
@@ -114,13 +116,19 @@ def _build(graph: Path, axes: Axes, options: Options, timing: Path | None, progr
     observer = config.progress_monitor = monitor(progress)
     engine = builder.build_serialized_network(network, config)
     del observer, parser
+    why = last_error() if engine is None else ""
     if timing is not None:
         timings = config.get_timing_cache()
-        if not known and timing.exists() and timings.queryKeys():
-            progress.say(f"{timing} held no timings of this GPU and this TensorRT, and was written anew")
-        atomic.write(timing, timings.serialize())  # another build may read it meanwhile
+        anew = not known and timing.exists() and timings.queryKeys()
+        try:
+            atomic.write(timing, timings.serialize())  # another build may read it meanwhile
+        except OSError as error:  # an engine is worth more
+            progress.say(f"the timings were not kept: {timing} cannot be written: {error.strerror or error}")
+        else:
+            if anew:
+                progress.say(f"{timing} held no timings of this GPU and this TensorRT, and was written anew")
     if engine is None:
-        why = "it was cancelled" if progress.cancelled else last_error()
+        why = "it was cancelled" if progress.cancelled else why
         raise UserError(f"TensorRT made no engine of {graph}: {why}")
     return engine
 

@@ -206,6 +206,8 @@ class Computer:
         self._kept.prompts.clear()
         self._kept.counts["memory_failures"] += 1
         gc.collect()
+        if hasattr(self._backend, "give_back"):  # of memory of its own
+            self._backend.give_back()
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
             torch.cuda.empty_cache()

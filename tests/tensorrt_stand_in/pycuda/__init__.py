@@ -1,0 +1,1 @@
+"""What data/deployment/run_tensorrt.py takes of PyCUDA, in the host's memory."""

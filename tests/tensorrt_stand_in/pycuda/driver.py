@@ -1,0 +1,5 @@
+class Stream:
+    handle = 7
+
+    def synchronize(self):
+        pass
