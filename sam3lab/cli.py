@@ -1,6 +1,7 @@
 """The command line. Each command's module, and what it imports, is loaded only when that command runs."""
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -60,10 +61,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"sam3lab {args.command}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if not _of_the_user(error):
+        if error.errno not in _FULL and not _of_the_user(error):
             raise
+        place = "a file" if error.filename is None else os.fsdecode(error.filename)
         print(
-            f"sam3lab {args.command}: cannot read or write {os.fsdecode(error.filename)} ({error.strerror}): name "
+            f"sam3lab {args.command}: cannot read or write {place} ({error.strerror}): name "
             "another place in the options; SAM3LAB_CACHE moves the cache, and SAM3LAB_ROOT what lies in runs/",
             file=sys.stderr,
         )
@@ -81,6 +83,9 @@ def _tell_random(args: argparse.Namespace) -> None:
 
     if is_random(name):
         print(f"The weights of {name} are random: what it finds means nothing.", file=sys.stderr)
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # found in the middle of a file, whose name is no more told
 
 
 def _of_the_user(error: OSError) -> bool:

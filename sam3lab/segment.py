@@ -120,6 +120,9 @@ def to_coco(result: Segmentation, file_name: str, size: tuple[int, int]) -> dict
     }
 
 
+_STUBS = {"BUFR", "GRIB", "HDF5", "WMF"}  # which Pillow names as formats that it saves, for others to fill in
+
+
 def run(args: argparse.Namespace) -> int:
     """Segment, write the files and print what was found and how long it took."""
     from PIL import Image
@@ -131,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
 
     photograph = images.load(args.image)
     output = args.output or Path(f"{Path(args.image).stem}-segmented.png")
-    endings = [ending for ending, kind in Image.registered_extensions().items() if kind in Image.SAVE]
+    endings = [ending for ending, kind in Image.registered_extensions().items() if kind in Image.SAVE.keys() - _STUBS]
     _check_target(output, args.image, ".png", endings)
     if args.json:
         _check_target(args.json, args.image, ".json", [".json"])

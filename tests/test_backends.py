@@ -289,3 +289,20 @@ def test_unknown_backend_names_the_known_ones():
         backends.get("tensorflow")
     with pytest.raises(UserError, match="could not be imported"):
         backends.get("no.such.module:Class")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("os:getcwd", "os:getcwd is no backend: it lacks unavailable, prepare, load"),
+        ("os:nothing", "could not be imported from os"),
+        (":Class", "Empty module name"),
+        ("broken:Class", "could not be imported from broken: invalid syntax"),
+    ],
+)
+def test_what_is_no_backend_is_refused(name, message, tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text("class Class(:")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(UserError, match=message):
+        backends.get(name)

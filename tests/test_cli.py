@@ -69,6 +69,16 @@ def test_a_file_that_cannot_be_written_is_one_line_and_status_2(tmp_path, capsys
     assert error.count("\n") == 1
 
 
+def test_a_disk_that_is_full_is_one_line_and_status_2(capsys, command):
+    def run(args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # of no file, as `write` raises it
+
+    assert command(run)() == 2
+    error = capsys.readouterr().err
+    assert "cannot read or write a file (No space left on device): name another place" in error
+    assert error.count("\n") == 1
+
+
 def test_a_cache_that_is_a_file_is_one_line_and_status_2(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("SAM3LAB_CACHE", str(tmp_path / "file"))

@@ -65,7 +65,10 @@ def test_cases_from_a_file(checkpoint, tmp_path, capsys):
             measure("unused", tmp_path / "run", "--cases", str(file))
 
 
-@pytest.mark.parametrize("options", [["--precision", "fp33"], ["--image", "nowhere.png"], ["--mode", "quick"]])
+@pytest.mark.parametrize(
+    "options",
+    [["--precision", "fp33"], ["--image", "nowhere.png"], ["--mode", "quick"], ["--mode", "accuracy", "--scenes", "0"]],
+)
 def test_bad_options_are_refused(checkpoint, tmp_path, options):
     with pytest.raises(UserError):
         measure(checkpoint, tmp_path, "--backend", REFERENCE, *options)

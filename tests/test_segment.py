@@ -105,6 +105,7 @@ def test_a_bundled_photograph_at_another_resolution(checkpoint, tmp_path):
         ({"-o": "out.txt"}, "out.txt ends in none.*name it out.png$"),
         ({"-o": "absent/out"}, "absent/out ends in none.*name it absent/out.png$"),
         ({"-o": "out.psd"}, "out.psd ends in none"),  # Pillow reads it and does not write it
+        ({"-o": "out.bufr"}, "out.bufr ends in none"),  # Pillow names it, for others to write
         ({"-o": "."}, ". is a folder; name a file in it, as photograph.png"),
         ({"-o": "absent/out.png"}, "does not exist"),
         ({"--json": "out.png"}, "out.png ends in none.*name it out.json$"),

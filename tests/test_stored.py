@@ -8,6 +8,7 @@ import pytest
 
 from sam3lab import paths
 from sam3lab.bench import environment, parity, results
+from sam3lab.cli import main
 from sam3lab.errors import UserError
 from sam3lab.study import checks, numbers, published, render, run, stored
 from sam3lab.study.notebook import Study
@@ -224,6 +225,24 @@ def test_several_machines_are_never_shown_as_one(machine):
     store(machine / "c", "2026-01-03", ["03_prompts"], cpu="another")
     with pytest.raises(UserError, match="another"):
         stored.check_one_machine(machine)
+
+
+def test_machines_with_parts_are_never_shown_as_one(machine, capsys):
+    with pytest.raises(UserError, match=r"holds machines with parts of their own \(m\): name one of them"):
+        stored.check_one_machine(machine.parent)
+    store(machine.parent / "n", "2026-01-03", ["03_prompts"])
+    assert main(["figures", "--results", str(machine.parent), "--out", str(machine.parent / "f")]) == 2
+    assert "machines with parts of their own (m)" in capsys.readouterr().err
+
+
+def test_what_cannot_be_rendered_is_told_before_anything_is(machine, monkeypatch, capsys):
+    monkeypatch.setattr(run, "execute", lambda *_: pytest.fail("a notebook was run"))
+    unfinished = store(machine / "c", "2026-01-03", [])
+    assert main(["figures", "--results", str(unfinished), "--out", str(machine / "f")]) == 2
+    assert f"no notebook was run to its end in {unfinished}" in capsys.readouterr().err
+    (machine.parent / "file").touch()
+    assert main(["figures", "--results", str(machine), "--out", str(machine.parent / "file")]) == 2
+    assert f"nothing can be stored in {machine.parent / 'file'}" in capsys.readouterr().err
 
 
 def test_publishing_hides_nothing_that_is_there(machine):

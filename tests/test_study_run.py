@@ -212,7 +212,7 @@ def test_a_kernel_that_dies_is_a_failure(study, capfd):
         (["--rounds", "-1"], "rounds = -1"),
         (["--backend", "pytroch"], "no backend is named 'pytroch'"),
         (["--checkpoint", "nope"], "no checkpoint 'nope'"),
-        (["--publish", "/dev/null/x"], "results cannot be stored in /dev/null/x"),
+        (["--publish", "/dev/null/x"], "nothing can be stored in /dev/null/x"),
         (["--name", "../toy"], "'../toy' is no plain name"),
         (["--name", ".."], "'..' is no plain name"),
         (["--name", ""], "'' is no plain name"),

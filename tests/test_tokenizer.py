@@ -1,6 +1,7 @@
 """The tokenizer against transformers' CLIPTokenizer, from every source of the vocabulary."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from sam3lab import prompts
 from sam3lab.errors import UserError
 from sam3lab.model.tokenizer import load_tokenizer
+from sam3lab.paths import DATA
 
 AWKWARD = [
     "Red CAR",
@@ -140,6 +142,19 @@ def test_vocabulary_without_clips_special_tokens_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(UserError, match=r"tokenizer\.json.*endoftext"):
         load_tokenizer(tmp_path)
+
+
+def test_a_vocabulary_larger_than_the_models_is_refused(saved, tmp_path):
+    shutil.copy(DATA / "checkpoints" / "sam3-nano" / "config.json", tmp_path)
+    with pytest.raises(
+        UserError, match=r"has no tokenizer\.json, and CLIP's own .* 49408 tokens, where the model has 1024"
+    ):
+        load_tokenizer(tmp_path)
+    shutil.copy(saved["tokenizer.json"] / "tokenizer.json", tmp_path)
+    with pytest.raises(UserError, match=r"tokenizer\.json in .* has 49408 tokens, where the model has 1024: download"):
+        load_tokenizer(tmp_path)
+    shutil.copy(DATA / "checkpoints" / "sam3-nano" / "tokenizer.json", tmp_path)
+    assert load_tokenizer(tmp_path).size <= 1024
 
 
 def test_damaged_or_lone_files_of_the_pair_are_named(saved, tmp_path):

@@ -47,6 +47,11 @@ def get(name: str) -> type[Backend]:
     if place == name and (folder := os.getcwd()) not in sys.path:
         sys.path.append(folder)  # last, where nothing of it is taken for a library
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever a module of the user's raises
+        if place != name and not isinstance(error, ImportError | AttributeError):
+            raise
         raise UserError(f"backend {name!r} could not be imported from {module}: {error}") from error
+    if absent := [each for each in vars(Backend) if each[0] != "_" and not hasattr(found, each)]:
+        raise UserError(f"{name} is no backend: it lacks {', '.join(absent)}, see sam3lab.backends.base.Backend")
+    return found

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from sam3lab.errors import UserError
-from sam3lab.model.config import CONTEXT
+from sam3lab.model.config import CONTEXT, read_config
 
 BOS = "<|startoftext|>"
 EOS = "<|endoftext|>"
+_CLIPS = "instant-clip-tokenizer"
 
 # transformers' CLIPTokenizer: contractions, runs of letters, single digits, runs of anything else but white space.
 _WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
@@ -29,9 +30,9 @@ class Tokenizer:
     Made by `load_tokenizer`. `source` says where the vocabulary came from.
     """
 
-    def __init__(self, source: str, pieces: Callable[[str], list[int]], bos: int, eos: int, pad: int):
-        """`pieces` gives a prompt's token ids without BOS and EOS."""
-        self.source = source
+    def __init__(self, source: str, pieces: Callable[[str], list[int]], bos: int, eos: int, pad: int, size: int):
+        """`pieces` gives a prompt's token ids without BOS and EOS; all ids are below `size`."""
+        self.source, self.size = source, size
         self._pieces = pieces
         self._bos, self._eos, self._pad = bos, eos, pad
 
@@ -77,9 +78,20 @@ def load_tokenizer(checkpoint: Path) -> Tokenizer:
     """The tokenizer of a checkpoint directory: its tokenizer.json; else vocab.json with merges.txt; else CLIP's own.
 
     The padding token is the one in tokenizer_config.json or special_tokens_map.json, else EOS, as in CLIP. Raises
-    UserError naming the file that is damaged or missing its counterpart.
+    UserError naming the file that is damaged or missing its counterpart, and where the vocabulary is larger than that of
+    the checkpoint's model.
     """
     checkpoint = Path(checkpoint)
+    tokenizer = _load(checkpoint)
+    if (checkpoint / "config.json").is_file() and tokenizer.size > (most := read_config(checkpoint).vocabulary):
+        what = f"{tokenizer.source} in {checkpoint} has {tokenizer.size} tokens"
+        if tokenizer.source == _CLIPS:
+            what = f"{checkpoint} has no tokenizer.json, and CLIP's own vocabulary has {tokenizer.size} tokens"
+        raise UserError(f"{what}, where the model has {most}: download tokenizer.json again")
+    return tokenizer
+
+
+def _load(checkpoint: Path) -> Tokenizer:
     single, vocab, merges = (checkpoint / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     if single.exists():
         return _from_model(_read(single, _from_tokenizer_json), single, checkpoint)
@@ -106,7 +118,7 @@ def _bundled() -> Tokenizer:
         return clip.encode("".join(character.lower() for character in unicodedata.normalize("NFC", prompt)))
 
     bos, eos = clip.start_of_text(), clip.end_of_text()
-    return Tokenizer("instant-clip-tokenizer", pieces, bos, eos, pad=eos)
+    return Tokenizer(_CLIPS, pieces, bos, eos, pad=eos, size=eos + 1)
 
 
 def _from_model(model, file: Path, checkpoint: Path) -> Tokenizer:
@@ -123,7 +135,8 @@ def _from_model(model, file: Path, checkpoint: Path) -> Tokenizer:
         return model.encode(prompt, add_special_tokens=False).ids
 
     eos = special("eos_token", EOS)
-    return Tokenizer(file.name, pieces, special("bos_token", BOS), eos, special("pad_token", EOS))
+    size = max(model.get_vocab().values()) + 1
+    return Tokenizer(file.name, pieces, special("bos_token", BOS), eos, special("pad_token", EOS), size)
 
 
 def _from_tokenizer_json(path: Path):

@@ -20,11 +20,18 @@ def figures(results: str | None, out: str) -> int:
     """
     target = Path(out).absolute()
     if results:
-        places = {stored.directory(results).absolute(): target}
+        source = stored.directory(results).absolute()
+        stored.check_one_machine(source)
+        if stored.facts(source) and not stored.by_notebook(source):
+            raise UserError(
+                f"no notebook was run to its end in {source}: show another, or the folder that it is a part of"
+            )
+        places = {source: target}
     else:
         places = {source: stored.folder(machine, target) for machine, source in stored.machines().items()}
     if not places:
         raise UserError("no results are stored in data/results/: give --results DIR, or run `sam3lab study` first")
+    run.make_folder(target)
     failed = [notebook for source, place in places.items() for notebook in _render(source, place)]
     if not (failed or results):
         published.remove_others(target, [place.name for place in places.values() if place != target])

@@ -57,11 +57,15 @@ def study(name: str, notebooks=None, parameters: dict | None = None, publish: st
     run_dir = records.named(name).absolute()
     known = {notebook: defaults(notebook) for notebook in chosen}
     for parameter in parameters:
-        check_name(parameter, {each: None for notebook in chosen for each in known[notebook]}, "the notebooks together")
+        check_name(
+            parameter,
+            {each: None for notebook in chosen for each in known[notebook]},
+            f"a study of {', '.join(chosen)}",
+        )
     _check_there(parameters)
     if publish:
         stored.check_part(Path(publish))
-        _make(Path(publish))
+        make_folder(Path(publish))
     tasks = {
         notebook: {key: parameters[key] for key in known[notebook] if key in parameters} | {"run": str(run_dir)}
         for notebook in chosen
@@ -93,13 +97,13 @@ def _check_there(parameters: dict) -> None:
             checkpoint.image_size(checkpoint.resolve(name))
 
 
-def _make(directory: Path) -> None:
+def make_folder(directory: Path) -> None:
     """Make a directory; UserError where it, or a file in it, cannot be made."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=directory).close()
     except OSError as error:
-        raise UserError(f"results cannot be stored in {directory} ({error.strerror}): publish elsewhere") from error
+        raise UserError(f"nothing can be stored in {directory} ({error.strerror}): name another place") from error
 
 
 def _try_again(run_dir: Path) -> bool:

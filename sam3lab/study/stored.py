@@ -133,8 +133,11 @@ def of_other_code(directory: Path) -> list[str]:
 
 def check_one_machine(directory: Path) -> None:
     """UserError where the runs in a directory were made on different machines: no page may show them as one; and where
-    one of them is not whole.
+    one of them is not whole, or the directory holds those of machines.
     """
+    inside = [path.name for path in sorted(directory.glob("*/")) if not _holds_run(path) and parts(path) != [path]]
+    if inside:
+        raise UserError(f"{directory} holds machines with parts of their own ({', '.join(inside)}): name one of them")
     known = {_machine(environment(each)): each for each in parts(directory)}
     if len(known) > 1:
         found = "; ".join(f"{each.name}: {', '.join(machine)}" for machine, each in known.items())
