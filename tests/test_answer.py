@@ -111,4 +111,4 @@ def test_the_figure_has_the_best_at_one_whether_less_or_more_is_better(known):
 def test_without_any_number_there_is_no_answer_and_no_error():
     empty = answer.placed({}, "a machine", "cuda", "sam3")
     assert answer.sentences(empty, {}) == {} and answer.frame(empty).empty
-    assert answer.headline(empty) == "Nothing was measured yet."
+    assert answer.headline(empty) == "The runtimes were not compared yet, which the notebook 01_runtimes does."

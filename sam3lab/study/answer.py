@@ -153,7 +153,7 @@ def headline(known: dict[str, dict]) -> str:
     """The one sentence: on what, which runtime is the fastest, and by how much."""
     chosen = best(USES[0], known)
     if chosen is None:
-        return "Nothing was measured yet."
+        return "The runtimes were not compared yet, which the notebook 01_runtimes does."
     group = ".".join(chosen[0])
     names = {row: seen.label for row, seen in looks(_rows(known)).items()}
     tied = "".join(f", not to be told apart from {names[row]}" for row in chosen[1])
