@@ -46,7 +46,8 @@ class Backend(Protocol):
     Stage calls enqueue work and may return before it is done; `synchronize` waits. A backend holds no clock. One whose
     users call something else than its three stages in a row has it as `pipeline(pixels, ids, mask, image_index,
     text_index)`, which gives RawOutputs and is then what the stage of that name measures and parity compares. One that
-    compiles in its first call has a true attribute `compiles`: such a call is made before anything is measured.
+    compiles in its first call has a true attribute `compiles`: such a call is made before anything is measured. One that
+    keeps memory for later calls frees it in `give_back()`, which a service calls when there is none left.
     """
 
     name: ClassVar[str]
