@@ -118,8 +118,10 @@ class Incomplete:
     """From before features could be gathered."""
 
     name = "incomplete"
-    unavailable = SleepBackend.unavailable
-    prepare = SleepBackend.prepare
+    unavailable, prepare, load = SleepBackend.unavailable, SleepBackend.prepare, SleepBackend.load
+    upload, download = SleepBackend.upload, SleepBackend.download
+    image, text, detect = SleepBackend.image, SleepBackend.text, SleepBackend.detect
+    synchronize, close = SleepBackend.synchronize, SleepBackend.close
 
 
 class Remembers(Quick):

@@ -11,6 +11,7 @@ from sam3lab.errors import UserError
 from sam3lab.export import cache, calibration, manifest, quantize
 from sam3lab.export.onnx import INPUTS, OUTPUTS
 from sam3lab.export.quantize import Sample
+from sam3lab.paths import DATA
 
 SIDE = 98
 
@@ -216,9 +217,10 @@ def test_a_sample_is_what_the_stages_take():
     assert (found.image_index.tolist(), found.text_index.tolist()) == ([0, 0], [0, 1])
 
 
-def test_calibration_is_on_training_scenes_with_their_own_prompts(small_checkpoint):
-    found = calibration.samples(small_checkpoint, SIDE, count=9)  # CLIP's own tokenizer
-    assert len(found) == 9 and quantize.digest(found) == quantize.digest(calibration.samples(small_checkpoint, SIDE, 9))
+def test_calibration_is_on_training_scenes_with_their_own_prompts():
+    checkpoint = DATA / "checkpoints" / "sam3-nano"
+    found = calibration.samples(checkpoint, SIDE, count=9)
+    assert len(found) == 9 and quantize.digest(found) == quantize.digest(calibration.samples(checkpoint, SIDE, 9))
     assert {each.pixels.shape for each in found} == {(1, 3, SIDE, SIDE)}
     assert all(each.mask.sum() > 2 * len(each.ids) for each in found)
     assert len({each.pixels.tobytes() for each in found}) == 9

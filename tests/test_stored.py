@@ -229,7 +229,7 @@ def test_several_machines_are_never_shown_as_one(machine):
 
 def test_machines_with_parts_are_never_shown_as_one(machine, capsys):
     with pytest.raises(UserError, match=r"holds machines with parts of their own \(m\): name one of them"):
-        stored.check_one_machine(machine.parent)
+        stored.check_no_machines(machine.parent)
     store(machine.parent / "n", "2026-01-03", ["03_prompts"])
     assert main(["figures", "--results", str(machine.parent), "--out", str(machine.parent / "f")]) == 2
     assert "machines with parts of their own (m)" in capsys.readouterr().err

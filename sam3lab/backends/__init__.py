@@ -29,6 +29,10 @@ _OTHERS = {
 }
 
 
+# What every use of a backend takes; serving takes more, and says so itself.
+_MEASURED = ("unavailable", "prepare", "load", "upload", "download", "image", "text", "detect", "synchronize", "close")
+
+
 def names() -> list[str]:
     """The names of the runtimes that are compared, reference first."""
     return list(_PLACES)
@@ -52,6 +56,6 @@ def get(name: str) -> type[Backend]:
         if place != name and not isinstance(error, ImportError | AttributeError):
             raise
         raise UserError(f"backend {name!r} could not be imported from {module}: {error}") from error
-    if absent := [each for each in vars(Backend) if each[0] != "_" and not hasattr(found, each)]:
+    if absent := [each for each in _MEASURED if not hasattr(found, each)]:
         raise UserError(f"{name} is no backend: it lacks {', '.join(absent)}, see sam3lab.backends.base.Backend")
     return found

@@ -21,7 +21,7 @@ def figures(results: str | None, out: str) -> int:
     target = Path(out).absolute()
     if results:
         source = stored.directory(results).absolute()
-        stored.check_one_machine(source)
+        stored.check_no_machines(source)
         if stored.facts(source) and not stored.by_notebook(source):
             raise UserError(
                 f"no notebook was run to its end in {source}: show another, or the folder that it is a part of"

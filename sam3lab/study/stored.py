@@ -131,13 +131,17 @@ def of_other_code(directory: Path) -> list[str]:
     return [digest for digest in known if digest not in (None, environments.code())]
 
 
+def check_no_machines(directory: Path) -> None:
+    """UserError where a directory holds machines whose runs lie in parts, which would not be seen."""
+    folders = [] if _holds_run(directory) else sorted(directory.glob("*/"))
+    if inside := [path.name for path in folders if not _holds_run(path) and parts(path) != [path]]:
+        raise UserError(f"{directory} holds machines with parts of their own ({', '.join(inside)}): name one of them")
+
+
 def check_one_machine(directory: Path) -> None:
     """UserError where the runs in a directory were made on different machines: no page may show them as one; and where
-    one of them is not whole, or the directory holds those of machines.
+    one of them is not whole.
     """
-    inside = [path.name for path in sorted(directory.glob("*/")) if not _holds_run(path) and parts(path) != [path]]
-    if inside:
-        raise UserError(f"{directory} holds machines with parts of their own ({', '.join(inside)}): name one of them")
     known = {_machine(environment(each)): each for each in parts(directory)}
     if len(known) > 1:
         found = "; ".join(f"{each.name}: {', '.join(machine)}" for machine, each in known.items())
