@@ -38,6 +38,8 @@ COMMANDS = {
     "serve": ("sam3lab.serve.cli", "add_arguments", "run", "start the web page and the HTTP API"),
     "figures": ("sam3lab.study.cli", "add_figures_arguments", "figures", "render all figures from stored results"),
 }
+# Errors of a disk that is full, found in the middle of a file, whose name is no more told.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -83,9 +85,6 @@ def _tell_random(args: argparse.Namespace) -> None:
 
     if is_random(name):
         print(f"The weights of {name} are random: what it finds means nothing.", file=sys.stderr)
-
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # found in the middle of a file, whose name is no more told
 
 
 def _of_the_user(error: OSError) -> bool:

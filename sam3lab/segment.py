@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from sam3lab.backends import Artifacts
     from sam3lab.postprocess import Detections
 
+_STUBS = {"BUFR", "GRIB", "HDF5", "WMF"}  # which Pillow names as formats that it saves, for others to fill in
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
@@ -120,9 +122,6 @@ def to_coco(result: Segmentation, file_name: str, size: tuple[int, int]) -> dict
     }
 
 
-_STUBS = {"BUFR", "GRIB", "HDF5", "WMF"}  # which Pillow names as formats that it saves, for others to fill in
-
-
 def run(args: argparse.Namespace) -> int:
     """Segment, write the files and print what was found and how long it took."""
     from PIL import Image
@@ -134,7 +133,8 @@ def run(args: argparse.Namespace) -> int:
 
     photograph = images.load(args.image)
     output = args.output or Path(f"{Path(args.image).stem}-segmented.png")
-    endings = [ending for ending, kind in Image.registered_extensions().items() if kind in Image.SAVE.keys() - _STUBS]
+    known = Image.registered_extensions()  # which loads what Image.SAVE holds
+    endings = [ending for ending, kind in known.items() if kind in Image.SAVE and kind not in _STUBS]
     _check_target(output, args.image, ".png", endings)
     if args.json:
         _check_target(args.json, args.image, ".json", [".json"])

@@ -80,9 +80,8 @@ def backend(small_checkpoint, monkeypatch):
     monkeypatch.setattr(ort, "InferenceSession", Session)
     monkeypatch.setattr(ort, "preload_dlls", lambda: None)
     made = OnnxRuntimeBackend()
-    made._stages = onnxruntime_cuda.CudaStages(
-        graphs, ort.SessionOptions(), "fp32"
-    )  # as `load` does where there is a GPU
+    # as `load` does where there is a GPU
+    made._stages = onnxruntime_cuda.CudaStages(graphs, ort.SessionOptions(), "fp32")
     return made
 
 

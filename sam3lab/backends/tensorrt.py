@@ -149,9 +149,7 @@ class TensorRtBackend:
         """In the order in which one thing needs the other: graphs and contexts, engines, runtime, memory, CUDA's context."""
         if "device" in self.__dict__:
             device = self.device
-            device.synchronize()
-            for plans in self._plans.values():
-                plans.close()
+            self.give_back()
             self._engines.clear()
             self.__dict__.clear()
             device.close()

@@ -145,6 +145,8 @@ def accuracy_case(case: Case, split: str = "test", scenes: int | None = None) ->
     """The accuracy twin of a case: the same checkpoint, backend, precision, resolution, device and threads, on the first
     `scenes` scenes of a stored split, None for all of them. Raises UserError for a bad name or number.
     """
+    if scenes is not None and scenes < 1:
+        raise UserError(f"scenes must be a whole number of at least 1, not {scenes}")
     images = (f"scenes/{split}" + ("" if scenes is None else f":{scenes}"),)
     return dataclasses.replace(case, mode="accuracy", batch=1, prompts=("*",), images=images, replica=0)
 

@@ -49,8 +49,15 @@ def table(device: str = "", samples: "pd.DataFrame | None" = None) -> "pd.DataFr
         found = required(distributions(script, device))
         size = None if found is None else round(sum(map(installed_bytes, found)) / 1e6, 1)
         export, build = (None, None) if samples is None else made(samples, backend)
-        counts = None if found is None else len(found), size, len(steps(script)), export, build, code_lines(script)
-        rows.append((backend, *counts))
+        packages = None if found is None else len(found)
+        measured = {
+            "backend": backend,
+            "packages": packages,
+            "installed_mb": size,
+            "export_s": export,
+            "build_s": build,
+        }
+        rows.append(measured | counted(script))
     frame = pd.DataFrame(rows, columns=COLUMNS, dtype=object)
     return frame.where(frame.notna(), None)
 
@@ -59,6 +66,11 @@ def scripts() -> dict[str, Path]:
     """{backend: its script}, by name."""
     found = sorted(SCRIPTS.glob("run_*.py"))
     return {script.stem.removeprefix("run_").replace("_", "-"): script for script in found}
+
+
+def counted(script: Path) -> dict[str, int]:
+    """What of a row needs no machine."""
+    return {"steps": len(steps(script)), "lines": code_lines(script)}
 
 
 def steps(script: Path) -> list[str]:

@@ -116,7 +116,6 @@ def _build(graph: Path, axes: Axes, options: Options, timing: Path | None, progr
     observer = config.progress_monitor = monitor(progress)
     engine = builder.build_serialized_network(network, config)
     del observer, parser
-    why = last_error() if engine is None else ""
     if timing is not None:
         timings = config.get_timing_cache()
         anew = not known and timing.exists() and timings.queryKeys()
@@ -128,7 +127,7 @@ def _build(graph: Path, axes: Axes, options: Options, timing: Path | None, progr
             if anew:
                 progress.say(f"{timing} held no timings of this GPU and this TensorRT, and was written anew")
     if engine is None:
-        why = "it was cancelled" if progress.cancelled else why
+        why = "it was cancelled" if progress.cancelled else last_error()
         raise UserError(f"TensorRT made no engine of {graph}: {why}")
     return engine
 

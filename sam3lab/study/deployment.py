@@ -29,9 +29,10 @@ def measured(study, samples) -> list[dict]:
     rows = study.optional("deployment", lambda: deployment.table(device).to_dict("records")) or []
     made = {row["backend"]: deployment.made(samples, row["backend"]) for row in rows}
     seconds = {name: [None if each is None else round(each, 3) for each in found] for name, found in made.items()}
+    scripts = deployment.scripts()
     return [
         row
-        | _scripts().get(row["backend"], {})
+        | (deployment.counted(scripts[row["backend"]]) if row["backend"] in scripts else {})
         | dict(zip(("export_s", "build_s"), seconds[row["backend"]], strict=True))
         for row in rows
     ]
@@ -65,17 +66,10 @@ def of(backend: str, known: dict[str, dict]) -> dict[str, float]:
 
 def scripted() -> dict[str, dict]:
     """The records of what needs no machine to be counted, of every runtime: the steps and the lines of its script."""
-    rows = [{"backend": name} | counted for name, counted in _scripts().items()]
-    return {key: number(*what) for key, what in numbers(rows).items()}
-
-
-def _scripts() -> dict[str, dict[str, int]]:
     from sam3lab.bench import deployment
 
-    return {
-        name: {"steps": len(deployment.steps(script)), "lines": deployment.code_lines(script)}
-        for name, script in deployment.scripts().items()
-    }
+    rows = [{"backend": name} | deployment.counted(script) for name, script in deployment.scripts().items()]
+    return {key: number(*what) for key, what in numbers(rows).items()}
 
 
 def judged(backend: str, known: dict[str, dict]) -> tuple[str, str, str]:
