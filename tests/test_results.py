@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from sam3lab import atomic
-from sam3lab.bench import records, results
+from sam3lab.bench import environment, records, results
 from sam3lab.bench.case import FIELDS, Case
 from sam3lab.errors import UserError
 from tests.bench_run import REFERENCE, case, make_checkpoint, short
@@ -167,3 +167,42 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert path.read_bytes() == b"old"
+
+
+def _slowed(run_dir, rounds):
+    """A made-up run: of each round the stages that it measured, in as many ms as its number, and how far each was slowed."""
+    measured = case(make_checkpoint(run_dir.parent / "made-up"))
+    digest = records.adopt_environment(run_dir, environment.collect())
+    for number, stages in enumerate(rounds):
+        rows = [
+            {"stage": stage, "phase": "steady", "metric": metric, "unit": unit, "values": values}
+            for stage, share in stages.items()
+            for metric, unit, values in (
+                ("wall", "ms", [float(number)] * 3),
+                ("energy", "J", [float(number)]),
+                ("slowed", "1", [share]),
+            )
+        ]
+        outputs = records.outputs_path(run_dir, measured)
+        outputs.parent.mkdir(exist_ok=True)
+        outputs.write_bytes(b"outputs")
+        records.record(run_dir, measured, number, rows, environment=digest)
+    return run_dir
+
+
+def test_a_round_that_was_slowed_throughout_counts_only_where_none_was_spared(tmp_path):
+    run = _slowed(
+        tmp_path / "run", [{"image": 0.0, "text": 1.0}, {"image": 0.9, "text": 0.8}, {"image": 0.0, "text": 1.0}]
+    )
+    rows = results.load(run)
+    counted = (
+        rows[rows["phase"] == "steady"].groupby(["stage", "metric"])["round"].agg(lambda found: sorted(set(found)))
+    )
+    assert counted["image", "wall"] == counted["image", "energy"] == [0, 2]
+    assert counted["text", "wall"] == counted["text", "energy"] == [0, 1, 2]
+    assert counted["image", "slowed"] == [0, 1, 2]
+    apart = rows[rows["phase"] == "disturbed"]
+    assert len(apart) == 4 and set(apart["value"]) == {1.0} and set(apart["stage"]) == {"image"}
+    results.consolidate(run, tmp_path / "stored")
+    pd.testing.assert_frame_equal(results.load(tmp_path / "stored"), rows)
+    assert len(results.load(_slowed(tmp_path / "nothing", []))) == 0

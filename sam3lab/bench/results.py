@@ -29,11 +29,12 @@ def load(run_dir: Path) -> pd.DataFrame:
     stage      image, text, detect, pipeline, pipeline_cached, end_to_end; or process, for what is no stage's; or the
                split of an accuracy case
     phase      load, first, warmup, steady, memory, accuracy; cold, in place of load and first, of a cold case; disturbed,
-               samples of the steady phase that do not count (see host_speed)
+               what was measured of the steady phase but does not count: samples (see host_speed), and all of a round that was
+               slowed throughout where another round of the case and stage was not
     metric     wall, cuda_event (ms). Of a stage's steady phase on a GPU, one value a round: energy (J an image), power
                (W), clock_sm, clock_memory (MHz), temperature (C, the greatest), limited (the share of readings at which
-               something held the clocks down); and slowed, the share of samples that count although they were disturbed,
-               since too few were not. Of the process, s: process_start (spawn to the worker's first line),
+               something held the clocks down); and slowed, the share of samples that were disturbed where too few were not,
+               else 0. Of the process, s: process_start (spawn to the worker's first line),
                import, load, startup (spawn to the first pipeline's outputs in the host's memory); of a cold case also
                prepare, export and build (prepare's two parts) and first (the first pipeline). MB (10^6 bytes): rss (after load), rss_peak_startup (up to
                the first result), rss_peak (over warm-up and steady state of all stages but end_to_end), gpu (after load),
@@ -50,7 +51,7 @@ def load(run_dir: Path) -> pd.DataFrame:
     else:
         records.environments(run_dir)
         rows = _gather(run_dir)
-    rows = _with(tuple, rows)
+    rows = _spared(_with(tuple, rows))
     verdicts = parity.verdicts(parity_rows(run_dir))
     rows["parity"] = [verdicts.get(case, "missing") for case in rows["case"]]
     return rows
@@ -172,6 +173,18 @@ def _gather(run_dir: Path) -> pd.DataFrame:
             raise UserError(f"{path.with_suffix('.parquet')} is damaged; measure again, which makes it anew")
         tables.append(pq.read_table(path.with_suffix(".parquet")))
     return pa.concat_tables(tables).to_pandas()
+
+
+def _spared(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows, where a process that was slowed throughout does not count if another one, of the same case and stage, was
+    spared: as its phase waited for undisturbed samples in vain, it would count for more than that one."""
+    keys = ["case", "stage", "round"]
+    told = rows.loc[rows["metric"] == "slowed", [*keys, "value"]]
+    least = told.groupby(keys[:2])["value"].transform("min")
+    slowed = pd.MultiIndex.from_frame(told.loc[(told["value"] > 0) & (least == 0), keys])
+    steady = (rows["phase"] == "steady") & (rows["metric"] != "slowed")
+    among = pd.MultiIndex.from_frame(rows[keys]).isin(slowed)
+    return rows.assign(phase=rows["phase"].mask(steady & among, "disturbed"))
 
 
 def _with(kind: type, frame: pd.DataFrame) -> pd.DataFrame:

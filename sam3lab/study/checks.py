@@ -72,7 +72,7 @@ def tell(study, alike, samples) -> None:
     if count:
         study.note({"report.slowed": (count, "stages"), "report.looked": (of, "")})
         study.say(
-            "- In {report.slowed} of {report.looked}, each in a process, it was slower nearly throughout, so that all samples count."
+            "- In {report.slowed} of {report.looked}, each in a process, it was slower nearly throughout; these count only where no process of the case and stage was spared."
         )
     title = "The same case twice: ratio of the medians with intervals for all stages together."
     study.table(twins(alike), "twins", title)
@@ -85,7 +85,7 @@ def apart(samples) -> float:
 
 
 def slowed(samples) -> tuple[int, int]:
-    """Of how many stages, each in a process, samples count although they were disturbed, and how many were looked at."""
+    """In how many stages, each in a process, too few samples were undisturbed, and how many were looked at."""
     shares = samples.loc[samples["metric"] == "slowed", "value"]
     return int((shares > 0).sum()), len(shares)
 
