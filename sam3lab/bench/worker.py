@@ -12,6 +12,7 @@ _ENTERED = time.perf_counter_ns()
 
 import gc  # noqa: E402 (the clock is read before anything else is imported)
 import json  # noqa: E402
+import math  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from contextlib import nullcontext  # noqa: E402
@@ -141,8 +142,9 @@ class _Worker:
     def facts(self) -> dict[str, Any]:
         """How it was measured."""
         facts = {"inputs": self.inputs.digest, "gpu_memory_source": self._gpu.source} | self._facts
-        for each in (self._monitor, self._host):
-            facts |= each.facts() if each else {}
+        facts |= self._monitor.facts() if self._monitor else {}
+        if self._host and self._host.fastest < math.inf:
+            facts["host_look_ms"] = round(self._host.fastest, 4)
         return facts
 
     def _prepare(self, kind: type[backends.Backend], wanted: artifacts.Artifacts) -> artifacts.Artifacts:
