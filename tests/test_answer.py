@@ -76,6 +76,18 @@ def test_what_one_round_or_one_runtime_shows_is_no_choice(known):
     )
 
 
+def test_the_headline_says_once_what_the_fastest_cannot_be_told_apart_from(known):
+    assert (
+        "fp16** is the fastest of the runtimes measured, not to be told apart from ONNX Runtime fp16: "
+        in answer.headline(known)
+    )
+    known["runtimes.latency.meta.bf16"] = record(20.5, 19.5, 21.5)
+    tied = ", not to be told apart from ONNX Runtime fp16 or SAM 3 (Meta) bf16: "
+    assert tied in answer.headline(known)
+    known["runtimes.latency.pytorch-compiled.fp16"] = record(10, 9, 11)
+    assert "told apart" not in answer.headline(known)
+
+
 def test_the_fastest_is_of_those_measured_only_where_one_was_not(known):
     assert "is the fastest of the runtimes measured" in answer.headline(known)
     complete = {key: value for key, value in known.items() if not key.startswith("absent.")}

@@ -156,7 +156,7 @@ def headline(known: dict[str, dict]) -> str:
         return "The runtimes were not compared yet, which the notebook 01_runtimes does."
     group = ".".join(chosen[0])
     names = {row: seen.label for row, seen in looks(_rows(known)).items()}
-    tied = "".join(f", not to be told apart from {names[row]}" for row in chosen[1])
+    tied = ", not to be told apart from " + " or ".join(names[row] for row in chosen[1]) if chosen[1] else ""
     among = "fastest of the runtimes measured" if any(key.startswith("absent.") for key in known) else "fastest runtime"
     start = f"On {{machine.name}}, with `{{machine.checkpoint}}`, **{names[chosen[0]]}** is the {among}{tied}"
     parts = ["{runtimes.latency.*} a call"] if known["machine.device"]["value"] == "cuda" else []
