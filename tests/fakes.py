@@ -21,6 +21,22 @@ class Other(Quick):
     """Right too, under another name."""
 
 
+class Unhurried(Quick):
+    """Takes long enough for its times to be much alike on a busy machine."""
+
+    milliseconds = 20.0
+
+
+class Drifts(Quick):
+    """Three times as slow in each process as in the one before, which the directory SAM3LAB_TEST_DRIFT counts."""
+
+    def load(self, artifacts):
+        super().load(artifacts)
+        before = Path(os.environ["SAM3LAB_TEST_DRIFT"])
+        self.milliseconds = 3.0 ** len(list(before.iterdir()))
+        (before / str(os.getpid())).touch()
+
+
 class Segfault(Quick):
     def image(self, pixels):
         return ctypes.string_at(0)

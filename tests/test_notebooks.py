@@ -84,7 +84,8 @@ def test_no_measurement_is_typed_into_the_prose(name):
 def test_notebooks_share_their_cases(device):
     known = {name: presets.resolved(name, run.defaults(name) | {"device": device}, {}) for name in NAMES}
     scored = {name: known["01_runtimes"].pop(name) for name in ("accuracy", "scenes")}
-    known["01_runtimes"].pop("huge")
+    for name in ("huge", "most_rounds"):
+        known["01_runtimes"].pop(name)
     assert known["00_machine"] == known["01_runtimes"]
     assert scored == {name: known["05_precision"][name] for name in scored}
     assert known["02_resolution"] == known["04_memory"]
@@ -285,6 +286,26 @@ def test_what_one_notebook_measured_the_next_one_finds_and_stored_results_give_i
         stored.measure([stored.case(backend="pytorch")])
     with pytest.raises(UserError, match="no 'ceilings'"):
         stored.fact("ceilings", dict)
+
+
+def test_a_page_says_where_more_rounds_than_asked_for_made_a_median_sure(tmp_path, monkeypatch, capsys):
+    (tmp_path / "drift").mkdir()
+    monkeypatch.setenv("SAM3LAB_TEST_DRIFT", str(tmp_path / "drift"))
+    given = {"checkpoint": bench_run.make_checkpoint(tmp_path / "checkpoint"), "device": "cpu", "resolution": 28}
+    given |= {"image": "chelsea", "prompt": "cat", "rounds": 2, "most_rounds": 3, "min_samples": 3, "min_seconds": 0.0}
+    given |= {"seed": 0, "run": str(tmp_path / "run"), "results": "", "measure": True, "figures": ""}
+    said = []
+    monkeypatch.setattr("IPython.display.display", lambda shown: said.append(getattr(shown, "data", "")))
+    study = Study("01_runtimes", dict(given))
+    case = study.case(backend="tests.fakes:Drifts", mode="model")
+    samples = study.measure([case], reference="tests.fakes:Unhurried", progress=False)
+    assert set(samples["round"]) == {0, 1, 2}
+    assert any("have more rounds, up to 3 rounds." in text for text in said)
+    said.clear()
+    fixed = {name: value for name, value in given.items() if name != "most_rounds"} | {"measure": False}
+    fixed |= {"run": str(tmp_path / "other"), "results": str(tmp_path / "run")}
+    Study("02_resolution", fixed).measure([case])  # another notebook, which asked for fewer of the same case
+    assert not any("more rounds" in text for text in said)
 
 
 def test_lists_of_prompts_begin_with_the_notebooks_own_word():

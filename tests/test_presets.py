@@ -52,6 +52,17 @@ def test_what_is_given_comes_first_then_what_was_stored_then_the_default():
     assert known["seed"] == 0  # which is a value of its own
 
 
+def test_who_gives_the_rounds_gets_no_more_unless_asked_for():
+    given = run.defaults("01_runtimes") | {"device": "cuda"}
+    assert (
+        presets.resolved("01_runtimes", given, {})["most_rounds"] > presets.resolved("01_runtimes", given, {})["rounds"]
+    )
+    assert presets.resolved("01_runtimes", given | {"rounds": 2}, {})["most_rounds"] == 2
+    assert presets.resolved("01_runtimes", given | {"rounds": 2, "most_rounds": 5}, {})["most_rounds"] == 5
+    stored = presets.resolved("01_runtimes", given, {"rounds": 3, "most_rounds": 6})
+    assert (stored["rounds"], stored["most_rounds"]) == (3, 6)
+
+
 def test_rows_have_native_pytorch_in_every_precision_that_another_has():
     native = [("transformers", each) for each in ("fp32", "fp16", "bf16")]
     others = [("onnxruntime", "fp16"), ("meta", "bf16")]

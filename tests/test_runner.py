@@ -418,3 +418,27 @@ def test_a_backend_that_compiles_has_compiled_before_it_is_measured(checkpoint, 
     short([case(checkpoint, "tests.fakes:Compiles", batch=batch) for batch in (1, 2)], tmp_path / "run")
     assert compiled.read_text() == "1\n2\n"
     assert all(text == "1\n2\n" for module, text in seen if module == "sam3lab.bench.worker")
+
+
+def test_a_case_whose_median_is_not_sure_gets_further_rounds(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(statistics, "TOLERANCE", 0.4)
+    (tmp_path / "drift").mkdir()
+    monkeypatch.setenv("SAM3LAB_TEST_DRIFT", str(tmp_path / "drift"))
+    sure, unsure = (case(checkpoint, f"tests.fakes:{name}") for name in ("Unhurried", "Drifts"))
+    cases, options = [sure, unsure], {"rounds": 3, "min_seconds": 0.0, "reference": "tests.fakes:Unhurried"}
+
+    def measured(most_rounds):
+        rows = short(cases, tmp_path / "run", **options, most_rounds=most_rounds)
+        return rows[rows["replica"] == 0].groupby("case")["round"].nunique().to_dict()
+
+    assert measured(2) == {sure.id: 3, unsure.id: 3}  # no fewer than asked for
+    assert measured(5) == {sure.id: 3, unsure.id: 5}
+    before = stamps(tmp_path / "run")
+    assert measured(5) == {sure.id: 3, unsure.id: 5} and stamps(tmp_path / "run") == before
+    with pytest.raises(UserError, match="most_rounds must be a finite number of at least 0, not -1"):
+        short(cases, tmp_path / "run", most_rounds=-1)
+
+
+def test_a_single_round_is_left_at_that(checkpoint, tmp_path):
+    rows = short([case(checkpoint)], tmp_path / "run", most_rounds=3)
+    assert set(rows["round"]) == {0}

@@ -44,6 +44,12 @@ def add_measure_arguments(parser: argparse.ArgumentParser) -> None:
     add("--split", help="of the stored scenes, for mode accuracy: test or compositional (default: test)")
     add("--scenes", type=int, metavar="N", help="the first N scenes of the split (default: all)")
     add("--rounds", type=int, default=5, help="processes a case, interleaved with the others' (default: %(default)s)")
+    add(
+        "--most-rounds",
+        type=int,
+        default=0,
+        help="of a case whose median is not sure to within 2%% after --rounds (default: no more than these)",
+    )
     add("--min-samples", type=int, default=50, help="a stage, over all rounds (default: %(default)s)")
     add("--min-seconds", type=float, default=2.0, help="a stage, over all rounds (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the order of cases (default: %(default)s)")
@@ -110,6 +116,7 @@ def _measure(args: argparse.Namespace) -> int:
         cases,
         run_dir,
         rounds=args.rounds,
+        most_rounds=args.most_rounds,
         min_samples=args.min_samples,
         min_seconds=args.min_seconds,
         seed=args.seed,

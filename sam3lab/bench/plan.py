@@ -46,9 +46,9 @@ def twin(case: Case) -> Case:
     return replace(case, replica=case.replica + 1)
 
 
-def steps(cases: Sequence[Case], rounds: int, seed: int) -> list[tuple[Case, int]]:
-    """Case-rounds, round by round, each round in an order of its own; references and accuracy cases
-    answer once, in round 0.
+def steps(cases: Sequence[Case], rounds: int, seed: int, first: int = 0) -> list[tuple[Case, int]]:
+    """Case-rounds, round by round from the first to before `rounds`, each round in an order of its own; references and
+    accuracy cases answer once, in round 0.
 
     Sorting by a hash of seed, round and case makes a random order in which no case's place depends on the others'.
     """
@@ -58,7 +58,7 @@ def steps(cases: Sequence[Case], rounds: int, seed: int) -> list[tuple[Case, int
 
     return [
         (case, round_)
-        for round_ in range(rounds)
+        for round_ in range(first, rounds)
         for case in sorted(cases, key=lambda case: key(case, round_))
         if round_ == 0 or not case.once
     ]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from sam3lab import backends, nvml
-from sam3lab.bench import environment, inputs, parity, plan, prepare, process, records, scene_inputs
+from sam3lab.bench import environment, inputs, parity, plan, prepare, process, records, scene_inputs, statistics
 from sam3lab.bench.case import Case
 from sam3lab.bench.progress import Progress
 from sam3lab.cores import available_cores
@@ -42,11 +42,14 @@ def measure(
     progress: bool = True,
     retry_failed: bool = False,
     reference: str = plan.REFERENCE,
+    most_rounds: int = 0,
 ) -> "pd.DataFrame":
     """Measure what of the cases is not yet measured in `run_dir`; the rows of all of them in their order, see results.load.
 
     Each stage of each case gets at least `min_samples` samples and `min_seconds` seconds over its `rounds` together.
-    Every round has an order of its own, seeded. `timeout`: seconds for one case-round. The fp32 case of the backend
+    Every round has an order of its own, seeded. Where `most_rounds` is more than `rounds`, a case whose pipeline's median
+    has an interval of more than statistics.TOLERANCE to either side gets further ones, up to so many, as nvbench goes on
+    until its noise is small. `timeout`: seconds for one case-round. The fp32 case of the backend
     `reference` is added where it is not among the cases, and an A/A twin of one that runs where there is none. Accuracy
     cases run once, whatever the rounds. What cannot run here is recorded as skipped; a worker that crashes or hangs is
     recorded as failed, its case's later rounds are left out, and the run goes on (see
@@ -60,7 +63,12 @@ def measure(
     from sam3lab.bench import results
 
     cases = list(cases)
-    for name, value, least in (("rounds", rounds, 1), ("min_samples", min_samples, 1), ("min_seconds", min_seconds, 0)):
+    for name, value, least in (
+        ("rounds", rounds, 1),
+        ("most_rounds", most_rounds, 0),
+        ("min_samples", min_samples, 1),
+        ("min_seconds", min_seconds, 0),
+    ):
         if not least <= value < math.inf:
             raise UserError(f"{name} must be a finite number of at least {least}, not {value}")
     if not timeout > 0:
@@ -75,7 +83,8 @@ def measure(
     run_dir = Path(run_dir).resolve()
     with records.locked(run_dir):
         run = _Run(run_dir, timeout, -(-min_samples // rounds), min_seconds / rounds, reference)
-        whole = run.measure(plan.with_references(cases, reference), rounds, seed, progress, retry_failed)
+        planned = plan.with_references(cases, reference)
+        whole = run.measure(planned, rounds, max(rounds, most_rounds), seed, progress, retry_failed)
     rows = results.load(run_dir)
     place = {case.id: i for i, case in enumerate(whole)}
     rows = rows[rows["case"].isin(place)]
@@ -121,7 +130,9 @@ class _Run:
     prepared: dict[tuple, dict[str, Any]] = field(default_factory=dict)
     host_look: float | None = None  # ms, see host_speed
 
-    def measure(self, cases: list[Case], rounds: int, seed: int, shown: bool, retry_failed: bool) -> list[Case]:
+    def measure(
+        self, cases: list[Case], rounds: int, most_rounds: int, seed: int, shown: bool, retry_failed: bool
+    ) -> list[Case]:
         """All cases of the plan, after what was left of it is measured."""
         if any(case.device == "cuda" for case in cases):
             nvml.refuse_others()
@@ -155,7 +166,20 @@ class _Run:
             for case, round_ in self._undone(plan.steps(able, rounds, seed)):
                 if round_ > 0:
                     self._step(case, round_, progress)
+            for round_ in range(rounds, most_rounds):
+                left = self._undone(plan.steps(self._unsure(able), round_ + 1, seed, first=round_))
+                progress.add(left)
+                for step in left:
+                    self._step(*step, progress)
         return cases
+
+    def _unsure(self, cases: list[Case]) -> list[Case]:
+        """Those of the cases whose pipeline's median is not known to within statistics.TOLERANCE, by its interval."""
+        from sam3lab.bench import results
+
+        samples = dict(list(statistics.select(results.load(self.run_dir), "pipeline").groupby("case")))
+        medians = {case: statistics.median_ci(samples[case.id]) for case in cases if case.id in samples}
+        return [case for case, median in medians.items() if median.high > (1 + statistics.TOLERANCE) * median.value]
 
     def _undone(self, steps: list[tuple[Case, int]]) -> list[tuple[Case, int]]:
         return [(case, round_) for case, round_ in steps if not records.is_done(self.run_dir, case, round_)]

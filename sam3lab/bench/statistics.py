@@ -6,7 +6,7 @@ Student's t over the logarithms of the rounds' quantiles, put around the estimat
 level of repetition counts (Kalibera & Jones 2013, "Rigorous benchmarking in reasonable time"), and the noise of times is
 by factors. Few rounds tell little of their own noise; that of several cases of one kind can be pooled, as in an analysis
 of variance (`pooled`). A single round tells nothing of it: its estimate has no interval (NaN), and nothing is concluded
-from it.
+from it. Where a run goes on until its intervals are narrow (runner's most_rounds), they are somewhat too narrow.
 """
 
 import math

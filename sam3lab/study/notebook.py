@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from sam3lab import paths
+from sam3lab.bench import statistics
 from sam3lab.bench.files import write_json
 from sam3lab.errors import UserError
 from sam3lab.study import numbers, presets, stored, tables
@@ -172,12 +173,17 @@ class Study(Page):
                 key = f"short.{self.notebook}.{case.id}"
                 self.record(key, f"only {count} of {asked} rounds {'was' if count == 1 else 'were'} measured")
                 self.say(f"*Of `{case.label}` {{{key}}}.*")
+        if "most_rounds" in self.parameters and (most := int(there.max())) > asked:
+            key = f"more.{self.notebook}"
+            self.note({key: (most, "rounds"), f"{key}.within": (100 * statistics.TOLERANCE, "%")})
+            self.say(f"*Cases whose median was not sure to within {{{key}.within}} have more rounds, up to {{{key}}}.*")
         return kept
 
     def _run(self, cases, how: dict) -> None:
         from sam3lab.bench import runner
 
-        given = {name: self.parameters[name] for name in ("rounds", "min_samples", "min_seconds", "seed")}
+        names = ("rounds", "most_rounds", "min_samples", "min_seconds", "seed")
+        given = {name: self.parameters[name] for name in names if name in self.parameters}
         runner.measure(cases, self.run_dir, **given | how)
 
     def samples(self):

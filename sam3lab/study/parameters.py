@@ -33,6 +33,7 @@ PARAMETERS = {
     "accuracy": (bool, "True to score the cases on scenes, False not to"),
     "scenes": (int, "how many scenes of the test split are scored, or 0 for all"),
     "rounds": (int, "how many rounds each case is measured in, or 0 for the device's default"),
+    "most_rounds": (int, "how many a case gets at most whose median is not sure to within 2%, or 0 for the default"),
     "min_samples": (int, "the least number of steady samples of a case and stage over all its rounds, at least 1"),
     "min_seconds": (float, "the least duration of a case and stage's steady samples over all its rounds, not negative"),
     "seed": (int, "a whole number, not negative"),
@@ -41,7 +42,7 @@ PARAMETERS = {
     "measure": (bool, "True to measure, False to render stored results"),
     "figures": (str, "a folder for the figures, or empty for the run's own"),
 }
-LEAST = {"resolution": 0, "scenes": 0, "rounds": 0, "min_samples": 1, "min_seconds": 0.0, "seed": 0}
+LEAST = {"resolution": 0, "scenes": 0, "rounds": 0, "most_rounds": 0, "min_samples": 1, "min_seconds": 0.0, "seed": 0}
 LEAST |= {"seconds": 0.0, "deadline": 0.0, "requests": 1}
 INJECTED = "# Parameters"  # how the cell that papermill injects begins
 OURS = ("run", "results", "measure", "figures")  # where to read and write: a study sets these itself

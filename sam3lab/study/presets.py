@@ -29,7 +29,7 @@ _SERVED = {"fallback": "openvino"}
 OWN = {
     "cpu": {
         "00_machine": {"backends": _ALL["cpu"]},
-        "01_runtimes": {"backends": _ALL["cpu"], "huge": ""},
+        "01_runtimes": {"backends": _ALL["cpu"], "most_rounds": 3, "huge": ""},
         "02_resolution": {"backends": _SOME["cpu"]},
         "03_prompts": {"backends": _FEW["cpu"]},
         "04_memory": {"backends": _SOME["cpu"]},
@@ -42,7 +42,7 @@ OWN = {
     },
     "cuda": {
         "00_machine": {"backends": _ALL["cuda"], "rounds": 4},
-        "01_runtimes": {"backends": _ALL["cuda"], "rounds": 4, "huge": "sam3-huge"},
+        "01_runtimes": {"backends": _ALL["cuda"], "rounds": 4, "most_rounds": 12, "huge": "sam3-huge"},
         "02_resolution": {"backends": _SOME["cuda"]},
         "03_prompts": {"backends": _FEW["cuda"]},
         "04_memory": {"backends": _SOME["cuda"]},
@@ -58,8 +58,8 @@ OWN = {
     },
 }
 # The parameters that a device has a default for; of the others an empty value is a value.
-NAMES = ("device", "checkpoint", "backends", "precision", "precisions", "rounds", "counts", "batches", "huge")
-NAMES += ("fallback", "loads", "seconds", "deadline")
+NAMES = ("device", "checkpoint", "backends", "precision", "precisions", "rounds", "most_rounds", "counts", "batches")
+NAMES += ("huge", "fallback", "loads", "seconds", "deadline")
 
 
 def device() -> str:
@@ -73,9 +73,12 @@ def resolved(notebook: str, given: dict, stored: dict) -> dict:
     """The parameters `given` to a notebook, with a value for each of NAMES that is among them and empty.
 
     stored: the parameters that the notebook had when the results to be shown were measured; they come before the
-    device's defaults, so that what is shown is what was measured.
+    device's defaults, so that what is shown is what was measured. Where `rounds` is given, most_rounds is no more unless
+    it is given too.
     """
     chosen = {name: value for name, value in given.items() if value or name not in NAMES}
+    if "most_rounds" in given and "rounds" in chosen:
+        chosen.setdefault("most_rounds", chosen["rounds"])
     where = chosen.get("device") or stored.get("device") or device()
     defaults = COMMON[where] | OWN[where].get(notebook, {}) | {"device": where}
     for name in set(given) - set(chosen):
