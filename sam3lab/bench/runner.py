@@ -167,7 +167,9 @@ class _Run:
                 if round_ > 0:
                     self._step(case, round_, progress)
             for round_ in range(rounds, most_rounds):
-                left = self._undone(plan.steps(self._unsure(able), round_ + 1, seed, first=round_))
+                if not (unsure := self._unsure(able)):
+                    break
+                left = self._undone(plan.steps(unsure, round_ + 1, seed, first=round_))
                 progress.add(left)
                 for step in left:
                     self._step(*step, progress)
