@@ -21,12 +21,6 @@ class Other(Quick):
     """Right too, under another name."""
 
 
-class Unhurried(Quick):
-    """Takes long enough for its times to be much alike on a busy machine."""
-
-    milliseconds = 20.0
-
-
 class Drifts(Quick):
     """Three times as slow in each process as in the one before, which the directory SAM3LAB_TEST_DRIFT counts."""
 

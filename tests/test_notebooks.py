@@ -298,7 +298,7 @@ def test_a_page_says_where_more_rounds_than_asked_for_made_a_median_sure(tmp_pat
     monkeypatch.setattr("IPython.display.display", lambda shown: said.append(getattr(shown, "data", "")))
     study = Study("01_runtimes", dict(given))
     case = study.case(backend="tests.fakes:Drifts", mode="model")
-    samples = study.measure([case], reference="tests.fakes:Unhurried", progress=False)
+    samples = study.measure([case], reference="sleep", progress=False)
     assert set(samples["round"]) == {0, 1, 2}
     assert any("have more rounds, up to 3 rounds." in text for text in said)
     said.clear()

@@ -90,11 +90,10 @@ class HostSpeed:
         if len(self._cores.allowed) > 1:
             self._cores.leave()
         looks = [look for samples, look in self._spans for _ in range(samples)]
-        slow = sum(map(self._is_slow, looks))
         limit = max(SLOW * self.fastest, sorted(looks)[min(least, ENOUGH) - 1])
-        flags = [look > limit for look in looks]
-        self.slowed = (slow - sum(flags)) / (count - sum(flags))
-        return flags
+        counted = [look for look in looks if look <= limit]
+        self.slowed = sum(map(self._is_slow, counted)) / len(counted)
+        return [look > limit for look in looks]
 
     def _close(self, count: int) -> None:
         look = self._look()

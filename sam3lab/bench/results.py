@@ -29,12 +29,12 @@ def load(run_dir: Path) -> pd.DataFrame:
     stage      image, text, detect, pipeline, pipeline_cached, end_to_end; or process, for what is no stage's; or the
                split of an accuracy case
     phase      load, first, warmup, steady, memory, accuracy; cold, in place of load and first, of a cold case; disturbed,
-               what was measured of the steady phase but does not count: samples (see host_speed), and all of a round that was
-               slowed throughout where another round of the case and stage was not
+               what was measured of the steady phase but does not count: samples (see host_speed), and all of a round that
+               was slowed throughout where another round of the case and stage was not
     metric     wall, cuda_event (ms). Of a stage's steady phase on a GPU, one value a round: energy (J an image), power
                (W), clock_sm, clock_memory (MHz), temperature (C, the greatest), limited (the share of readings at which
-               something held the clocks down); and slowed, the share of samples that were disturbed where too few were not,
-               else 0. Of the process, s: process_start (spawn to the worker's first line),
+               something held the clocks down); and slowed, the share of disturbed samples among those that count, more
+               than 0 where too few were undisturbed. Of the process, s: process_start (spawn to the worker's first line),
                import, load, startup (spawn to the first pipeline's outputs in the host's memory); of a cold case also
                prepare, export and build (prepare's two parts) and first (the first pipeline). MB (10^6 bytes): rss (after load), rss_peak_startup (up to
                the first result), rss_peak (over warm-up and steady state of all stages but end_to_end), gpu (after load),

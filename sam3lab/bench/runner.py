@@ -163,9 +163,8 @@ class _Run:
                     self._step(twin, 0, progress)
             # Every case has answered now, if it can: what computes something else is known before most is measured.
             self._judge(able, progress)
-            for case, round_ in self._undone(plan.steps(able, rounds, seed)):
-                if round_ > 0:
-                    self._step(case, round_, progress)
+            for step in self._undone(plan.steps(able, rounds, seed, first=1)):
+                self._step(*step, progress)
             for round_ in range(rounds, most_rounds):
                 if not (unsure := self._unsure(able)):
                     break
