@@ -38,6 +38,8 @@ def test_medians_of_each_go_and_how_far_they_are_apart(go):
     assert newest.value == pytest.approx(1.2 * own["onnxruntime", "fp32"]) and unit == "ms"
     assert found[f"again.within.{STAGE}.{ROW}"] == (pytest.approx(50.0), "%")
     assert found["again.within.pipeline.transformers.fp32"] == (pytest.approx(0.0), "%")
+    assert found["again.most.pipeline"] == (pytest.approx(50.0), "%")
+    assert found["again.count.pipeline"] == (frame.loc[frame["stage"] == STAGE, "case"].nunique(), "cases")
     assert again.rows(frame)[0] == "transformers.fp32" and ROW in again.rows(frame)
 
 
@@ -70,8 +72,8 @@ class Page:
     def note(self, found):
         self.known |= found
 
-    def say(self, *lines, each):
-        assert ROW in each and all("{again.name.*}" in line for line in lines)
+    def say(self, *lines, each=None):
+        assert all("{again.name.*}" in line for line in lines) and ROW in each if each else "again.most" in lines[0]
 
     def table(self, frame, name, caption):
         assert len(frame) and caption

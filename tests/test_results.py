@@ -190,19 +190,24 @@ def _slowed(run_dir, rounds):
     return run_dir
 
 
-def test_a_round_that_was_slowed_throughout_counts_only_where_none_was_spared(tmp_path):
-    run = _slowed(
-        tmp_path / "run", [{"image": 0.0, "text": 1.0}, {"image": 0.9, "text": 0.8}, {"image": 0.0, "text": 1.0}]
-    )
+def test_a_slowed_round_counts_only_among_the_three_that_were_slowed_the_least(tmp_path):
+    shares = [(0.4, 1.0), (0.9, 0.8), (0.0, 1.0), (0.0, 1.0), (0.5, 0.7)]
+    run = _slowed(tmp_path / "run", [{"image": image, "text": text} for image, text in shares])
     rows = results.load(run)
     counted = (
         rows[rows["phase"] == "steady"].groupby(["stage", "metric"])["round"].agg(lambda found: sorted(set(found)))
     )
-    assert counted["image", "wall"] == counted["image", "energy"] == [0, 2]
-    assert counted["text", "wall"] == counted["text", "energy"] == [0, 1, 2]
-    assert counted["image", "slowed"] == [0, 1, 2]
+    assert counted["image", "wall"] == counted["image", "energy"] == [0, 2, 3, 4]  # half of it slowed is not most
+    assert counted["text", "wall"] == counted["text", "energy"] == [0, 1, 4]  # of those slowed alike the first
+    assert counted["image", "slowed"] == counted["text", "slowed"] == [0, 1, 2, 3, 4]
     apart = rows[rows["phase"] == "disturbed"]
-    assert len(apart) == 4 and set(apart["value"]) == {1.0} and set(apart["stage"]) == {"image"}
+    assert len(apart) == 4 + 8 and set(apart.loc[apart["stage"] == "image", "value"]) == {1.0}
     results.consolidate(run, tmp_path / "stored")
     pd.testing.assert_frame_equal(results.load(tmp_path / "stored"), rows)
+    assert "disturbed" not in set(pd.read_parquet(tmp_path / "stored" / results.ROWS)["phase"])  # as it was measured
     assert len(results.load(_slowed(tmp_path / "nothing", []))) == 0
+
+
+def test_no_more_than_three_slowed_rounds_count_all(tmp_path):
+    rows = results.load(_slowed(tmp_path / "run", [{"image": 1.0}, {"image": 0.0}, {"image": 0.8}]))
+    assert set(rows.loc[rows["metric"] == "wall", "phase"]) == {"steady"}

@@ -19,6 +19,8 @@ _COMPARED = {"expected": "compared", "matched": "agreeing"} | {
     name: name for name in ("mask_iou_mean", "mask_iou_min", "box_iou_min", "score_difference", "reason")
 }
 _FAILURE_COLUMNS = ["case", "label", "round", "status", "reason", "log"]
+SLOWED = 0.5  # a round is slowed where more than this share of the samples that count are disturbed
+_ROUNDS = 3  # that count at least, since fewer tell little of their own noise
 
 
 def load(run_dir: Path) -> pd.DataFrame:
@@ -30,7 +32,7 @@ def load(run_dir: Path) -> pd.DataFrame:
                split of an accuracy case
     phase      load, first, warmup, steady, memory, accuracy; cold, in place of load and first, of a cold case; disturbed,
                what was measured of the steady phase but does not count: samples (see host_speed), and all of a round that
-               was slowed throughout where another round of the case and stage was not
+               was slowed where three others of the case and stage were less so
     metric     wall, cuda_event (ms). Of a stage's steady phase on a GPU, one value a round: energy (J an image), power
                (W), clock_sm, clock_memory (MHz), temperature (C, the greatest), limited (the share of readings at which
                something held the clocks down); and slowed, the share of disturbed samples among those that count, more
@@ -46,12 +48,7 @@ def load(run_dir: Path) -> pd.DataFrame:
     Raises UserError for rows of several environments, a damaged file, or a directory that is none of ours.
     """
     run_dir = _directory(run_dir)
-    if _is_stored(run_dir):
-        rows = _read(run_dir / ROWS)
-    else:
-        records.environments(run_dir)
-        rows = _gather(run_dir)
-    rows = _spared(_with(tuple, rows))
+    rows = _spared(_with(tuple, _rows(run_dir)))
     verdicts = parity.verdicts(parity_rows(run_dir))
     rows["parity"] = [verdicts.get(case, "missing") for case in rows["case"]]
     return rows
@@ -127,8 +124,8 @@ def consolidate(run_dir: Path, out_dir: Path) -> None:
     The bytes depend on nothing but the run. Logs, raw outputs and inputs stay behind. Where files of another run are
     there, the last one is away while they are exchanged: what a kill leaves is not read as if it were whole.
     """
-    facts, rows = environment(run_dir), load(run_dir).drop(columns="parity")
-    tables = {ROWS: rows, _PARITY: parity_rows(run_dir), _FAILURES: failures(run_dir)}
+    facts = environment(run_dir)
+    tables = {ROWS: _rows(Path(run_dir)), _PARITY: parity_rows(run_dir), _FAILURES: failures(run_dir)}
     data = {
         name: _with(list, table).to_parquet(None, index=False, compression="zstd") for name, table in tables.items()
     }
@@ -151,6 +148,14 @@ def _is_stored(run_dir: Path) -> bool:
     if missing and len(missing) < len(_STORED):
         raise UserError(f"{run_dir} holds stored results without {', '.join(missing)}: {files.REMEDY}")
     return not missing
+
+
+def _rows(run_dir: Path) -> pd.DataFrame:
+    """What was measured, as it was: which rounds count is decided at every reading."""
+    if _is_stored(run_dir):
+        return _read(run_dir / ROWS)
+    records.environments(run_dir)
+    return _gather(run_dir)
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -176,12 +181,11 @@ def _gather(run_dir: Path) -> pd.DataFrame:
 
 
 def _spared(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows, where a process that was slowed throughout does not count if another one, of the same case and stage, was
-    spared: as its phase waited for undisturbed samples in vain, it would count for more than that one."""
+    """The rows, where a round that was slowed does not count if three others, of the same case and stage, were less so."""
     keys = ["case", "stage", "round"]
-    told = rows.loc[rows["metric"] == "slowed", [*keys, "value"]]
-    least = told.groupby(keys[:2])["value"].transform("min")
-    slowed = pd.MultiIndex.from_frame(told.loc[(told["value"] > 0) & (least == 0), keys])
+    told = rows.loc[rows["metric"] == "slowed", [*keys, "value"]].sort_values(["value", "round"])
+    beyond = told.groupby(keys[:2]).cumcount() >= _ROUNDS
+    slowed = pd.MultiIndex.from_frame(told.loc[beyond & (told["value"] > SLOWED), keys])
     steady = (rows["phase"] == "steady") & (rows["metric"] != "slowed")
     among = pd.MultiIndex.from_frame(rows[keys]).isin(slowed)
     return rows.assign(phase=rows["phase"].mask(steady & among, "disturbed"))

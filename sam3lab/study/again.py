@@ -13,6 +13,10 @@ def tell(study, goes: list) -> None:
     if len(goes) > 1 and len(frame := repeated(goes)):
         study.note(numbers(frame))
         study.say(
+            "- Of {again.count.pipeline} that several goes measured, the medians of the pipeline are up to {again.most.pipeline} apart.",
+            "- From a JPEG's bytes to masks, those of {again.count.end_to_end} are up to {again.most.end_to_end} apart.",
+        )
+        study.say(
             "- **{again.name.*}**: from go to go the medians of the pipeline are up to {again.within.pipeline.*} apart, and {again.within.end_to_end.*} from a JPEG's bytes to masks.",
             each=rows(frame),
         )
@@ -66,8 +70,12 @@ def table(frame, goes: int, device: str):
 def numbers(frame) -> dict[str, tuple]:
     """What `Study.note` takes, of the cases that are measured stage by stage: `again.<stage>.<backend>.<precision>`, the
     newest go's median, and `again.within.<…>`, how far apart all of them are; and `again.name.<backend>.<precision>`.
+    Of all cases: `again.most.<stage>`, how far the medians of one are apart at most, and `again.count.<stage>`.
     """
     found = {}
+    for stage, group in frame.groupby("stage", sort=False):
+        apart = [_within(case) for _, case in group.groupby("case")]
+        found |= {f"again.most.{stage}": (max(apart), "%"), f"again.count.{stage}": (len(apart), "cases")}
     for (stage, *row), group in frame[frame["mode"] == "speed"].groupby(["stage", *tables.BY], sort=False):
         place, newest = ".".join([stage, *row]), group.loc[group["go"].idxmax()]
         found[f"again.{place}"] = Estimate(*(newest[end] for end in tables.ENDS)), "ms"

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from sam3lab.bench import environment as environments
+from sam3lab.bench import results, statistics
 from sam3lab.bench.parity import verdicts as parity_verdicts
 from sam3lab.bench.statistics import Estimate
 from sam3lab.study import tables
@@ -72,7 +73,7 @@ def tell(study, alike, samples) -> None:
     if count:
         study.note({"report.slowed": (count, "stages"), "report.looked": (of, "")})
         study.say(
-            "- In {report.slowed} of {report.looked}, each in a process, it was slower nearly throughout; these count only where no process of the case and stage was spared."
+            "- In {report.slowed} of {report.looked}, each in a process, it was slower beside most of the samples that count, as there were too few others; such a process counts only among the three of its case and stage that were slowed the least."
         )
     title = "The same case twice: ratio of the medians with intervals for all stages together."
     study.table(twins(alike), "twins", title)
@@ -85,9 +86,9 @@ def apart(samples) -> float:
 
 
 def slowed(samples) -> tuple[int, int]:
-    """In how many stages, each in a process, too few samples were undisturbed, and how many were looked at."""
+    """How many stages, each in a process, were slowed for most of the samples that count, and how many were looked at."""
     shares = samples.loc[samples["metric"] == "slowed", "value"]
-    return int((shares > 0).sum()), len(shares)
+    return int((shares > results.SLOWED).sum()), len(shares)
 
 
 def _plain(value) -> str:
@@ -172,8 +173,6 @@ def parity(rows, samples):
 
 def alike(run_dir: Path):
     """statistics.aa_check of the samples of one run."""
-    from sam3lab.bench import results, statistics
-
     return statistics.aa_check(results.load(run_dir))
 
 
