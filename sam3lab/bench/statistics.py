@@ -9,6 +9,7 @@ of variance (`pooled`). A single round tells nothing of it: its estimate has no 
 from it. Where a run goes on until its intervals are narrow (runner's most_rounds), they are somewhat too narrow.
 """
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -147,8 +148,10 @@ def aa_check(rows: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
     """The A/A twins beside each other, one row a couple and stage: case, label, stage, ratio, low, high, verdict,
     agrees, resolution.
 
-    agrees: the verdict is neither faster nor slower. The level is raised so that all stages of a couple together err in
-    5% of runs (Bonferroni). resolution: the farther bound's distance from 1; differences under it, this run cannot see.
+    agrees: the verdict is neither faster nor slower. The noise is that of all stages of a couple, and the level is raised
+    so that these together err in 5% of runs (Bonferroni); in up to 10% of those with three rounds, where what slows a
+    process slows all its stages. resolution: the farther bound's distance from 1; differences under it, this run cannot
+    see.
     """
     steady = rows[(rows["metric"] == "wall") & (rows["phase"] == "steady")]
     others = [name for name in FIELDS if name != "replica"]
@@ -158,10 +161,14 @@ def aa_check(rows: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
         first = couple[couple["replica"] == replicas[0]]
         for replica in replicas[1:]:
             second = couple[couple["replica"] == replica]
-            stages = [stage for stage in first["stage"].unique() if (second["stage"] == stage).any()]
-            for stage in stages:
-                level = 1 - (1 - LEVEL) / len(stages)
-                ratio = ratio_ci(second[second["stage"] == stage], first[first["stage"] == stage], level)
+            pairs = {
+                stage: (second[second["stage"] == stage], first[first["stage"] == stage])
+                for stage in first["stage"].unique()
+                if (second["stage"] == stage).any()
+            }
+            noise = pooled(itertools.starmap(differences, pairs.values()))
+            for stage, pair in pairs.items():
+                ratio = ratio_ci(*pair, 1 - (1 - LEVEL) / len(pairs), noise)
                 said = verdict(ratio, tolerance)
                 line = {"case": first["case"].iloc[0], "label": first["label"].iloc[0], "stage": stage}
                 line |= {"ratio": ratio.value, "low": ratio.low, "high": ratio.high, "verdict": said}

@@ -75,7 +75,9 @@ def tell(study, alike, samples) -> None:
         study.say(
             "- In {report.slowed} of {report.looked}, each in a process, it was slower beside most of the samples that count, as there were too few others; such a process counts only among the three of its case and stage that were slowed the least."
         )
-    title = "The same case twice: ratio of the medians with intervals for all stages together."
+    title = (
+        "The same case twice: ratio of the medians, with intervals for all stages together and from the noise of all."
+    )
     study.table(twins(alike), "twins", title)
 
 
