@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from sam3lab import backends, nvml
-from sam3lab.bench import environment, inputs, parity, plan, prepare, process, records, scene_inputs, statistics
+from sam3lab.bench import environment, inputs, parity, plan, prepare, process, records, scene_inputs
 from sam3lab.bench.case import Case
 from sam3lab.bench.progress import Progress
 from sam3lab.cores import available_cores
@@ -176,7 +176,7 @@ class _Run:
 
     def _unsure(self, cases: list[Case]) -> list[Case]:
         """Those of the cases whose pipeline's median is not known to within statistics.TOLERANCE, by its interval."""
-        from sam3lab.bench import results
+        from sam3lab.bench import results, statistics
 
         samples = dict(list(statistics.select(results.load(self.run_dir), "pipeline").groupby("case")))
         medians = {case: statistics.median_ci(samples[case.id]) for case in cases if case.id in samples}
