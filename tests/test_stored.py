@@ -35,7 +35,7 @@ def machine(tmp_path):
 def test_a_notebook_is_shown_from_the_newest_part_that_ran_it(machine):
     assert [each.name for each in stored.parts(machine)] == ["b", "a"]
     assert stored.part(machine, "00_machine").name == "b" and stored.part(machine, "01_runtimes").name == "a"
-    assert stored.part(machine, "07_deployment") is None
+    assert stored.part(machine, "07_deployment") is None and stored.ran(machine / "b") == ["00_machine", "01_runtimes"]
     assert stored.parts(machine / "a") == [machine / "a"] and stored.parts(machine / "c") == [machine / "c"]
     assert "parameters.00_machine" in stored.facts(machine) and "parameters.02_resolution" in stored.facts(machine)
     assert stored.environment(machine)["version_torch"] == "2.1"

@@ -22,12 +22,12 @@ def parts(directory: Path) -> list[Path]:
 
 def by_notebook(directory: Path) -> dict[str, Path]:
     """{notebook: the newest run in a directory that ran it, of published ones to its end}."""
-    return {
-        key.removeprefix("parameters."): each
-        for each in parts(directory)
-        for key in facts(each)
-        if key.startswith("parameters.")
-    }
+    return {notebook: each for each in parts(directory) for notebook in ran(each)}
+
+
+def ran(run: Path) -> list[str]:
+    """The notebooks that a run ran, if it is a published one to their end."""
+    return [key.removeprefix("parameters.") for key in facts(run) if key.startswith("parameters.")]
 
 
 def part(directory: Path, notebook: str) -> Path | None:
