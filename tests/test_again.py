@@ -24,13 +24,13 @@ def slower(samples, backend, factor):
 
 
 def test_what_one_go_alone_measured_is_not_repeated(go):
-    assert again.repeated([go]).empty and again.numbers(again.repeated([go])) == {}
+    assert again.repeated({1: go}).empty and again.numbers(again.repeated({1: go})) == {}
     other = go[go["backend"] != "onnxruntime"]
-    assert "onnxruntime" not in set(again.repeated([go, other])["backend"])
+    assert "onnxruntime" not in set(again.repeated({1: go, 2: other})["backend"])
 
 
 def test_medians_of_each_go_and_how_far_they_are_apart(go):
-    frame = again.repeated([go, slower(go, "onnxruntime", 1.5), slower(go, "onnxruntime", 1.2)])
+    frame = again.repeated({1: go, 2: slower(go, "onnxruntime", 1.5), 3: slower(go, "onnxruntime", 1.2)})
     assert set(frame["quantity"]) == {"pipeline", "end_to_end", "startup", "cold"} and set(frame["go"]) == {1, 2, 3}
     found = again.numbers(frame)
     own = tables.estimates(go, STAGE, tables.BY).set_index(tables.BY)["value"]
@@ -44,7 +44,7 @@ def test_medians_of_each_go_and_how_far_they_are_apart(go):
 
 
 def test_a_shared_processors_times_are_told_as_multiples(go):
-    frame = again.repeated([go, slower(go, "onnxruntime", 1.5)])
+    frame = again.repeated({1: go, 2: slower(go, "onnxruntime", 1.5)})
     for device, first in (("cuda", None), ("cpu", 1.0)):
         shown = again.table(frame, device)
         row = shown[shown["Case"].str.contains("onnxruntime") & shown["Quantity"].str.startswith(STAGE)].iloc[0]
@@ -55,7 +55,7 @@ def test_a_shared_processors_times_are_told_as_multiples(go):
 
 
 def test_starts_are_compared_too_by_whether_anything_was_compiled(go):
-    frame = again.repeated([go, go.assign(value=go["value"].where(go["phase"] != "cold", 3.0 * go["value"]))])
+    frame = again.repeated({1: go, 2: go.assign(value=go["value"].where(go["phase"] != "cold", 3.0 * go["value"]))})
     found = again.numbers(frame)
     newest, unit = found[f"again.cold.{ROW}"]
     own = tables.estimates(go, "process", tables.BY, "startup", "cold").set_index(tables.BY)["value"]
@@ -67,22 +67,22 @@ def test_starts_are_compared_too_by_whether_anything_was_compiled(go):
 
 
 def test_the_same_notebook_in_several_goes_is_told_by_itself(go):
-    goes = [go, slower(go, "onnxruntime", 1.5), slower(go, "onnxruntime", 1.2)]
-    ran = [["00_machine", "01_runtimes"], ["07_deployment"], ["01_runtimes"]]
+    goes = {2: go, 3: slower(go, "onnxruntime", 1.5), 5: slower(go, "onnxruntime", 1.2)}
+    ran = {2: ["00_machine", "01_runtimes"], 3: ["07_deployment"], 5: ["01_runtimes"]}
     found = again.of_notebooks(again.repeated(goes), ran)
     assert found["again.most.01_runtimes.pipeline"] == (pytest.approx(20.0), "%")
     assert found["again.count.01_runtimes.pipeline"] == again.numbers(again.repeated(goes))["again.count.pipeline"]
     assert {key.split(".")[2] for key in found} == {"01_runtimes"}
-    shown = again.table(again.repeated([go.iloc[:0], *goes[1:]]), "cuda")
-    assert [name for name in shown.columns if name.startswith("Go")] == ["Go 2", "Go 3"]
+    shown = again.table(again.repeated(goes | {2: go.iloc[:0]}), "cuda")
+    assert [name for name in shown.columns if name.startswith("Go")] == ["Go 3", "Go 5"]
 
 
 def test_a_page_tells_of_it_only_where_something_was_repeated(go):
     page = Page()
-    for goes in ([go], [go, go.iloc[:0]], [go.iloc[:0]]):
-        again.tell(page, goes, [["01_runtimes"]] * len(goes))
+    for goes in ({1: go}, {1: go, 2: go.iloc[:0]}, {1: go.iloc[:0]}):
+        again.tell(page, goes, {number: ["01_runtimes"] for number in goes})
     assert not page.said
-    again.tell(page, [go, slower(go, "onnxruntime", 1.5)], [["01_runtimes"], ["07_deployment"]])
+    again.tell(page, {1: go, 2: slower(go, "onnxruntime", 1.5)}, {1: ["01_runtimes"], 2: ["07_deployment"]})
     assert "again" in page.said and page.known["again.name.onnxruntime.fp32"] == ("ONNX Runtime fp32", "")
     assert f"again.within.end_to_end.{ROW}" in page.known
 

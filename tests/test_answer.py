@@ -67,7 +67,9 @@ def test_every_use_has_a_line_whether_or_not_it_was_measured(known):
 
 def test_what_one_round_or_one_runtime_shows_is_no_choice(known):
     known |= {"deployment.cold.transformers.fp16": record(9, math.nan, math.nan, "s")}
-    assert answer.sentences(known, {})["cold"].limits == ", the only one measured"
+    assert answer.sentences(known, {})["cold"].limits == ", the only one measured, going by a single round"
+    sure = known | {"deployment.cold.transformers.fp16": record(9, 8, 10, "s")}
+    assert answer.sentences(sure, {})["cold"].limits == ", the only one measured"
     known |= {"deployment.cold.onnxruntime.fp16": record(4, math.nan, math.nan, "s")}
     cold = answer.sentences(known, {})["cold"]
     assert (cold.first, cold.limits, cold.measured) == ("ONNX Runtime fp16", ", going by a single round", "4.00 s")

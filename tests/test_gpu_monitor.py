@@ -13,7 +13,7 @@ from sam3lab.backends import Artifacts
 from sam3lab.bench import gpu_monitor, memory, worker
 from sam3lab.bench.case import Case
 from sam3lab.bench.clock import Clock, steady
-from sam3lab.bench.gpu_monitor import SHARE, WINDOW, GpuMonitor
+from sam3lab.bench.gpu_monitor import SHARE, STEP, WINDOW, GpuMonitor
 from sam3lab.bench.host_speed import HostSpeed
 from sam3lab.bench.inputs import Inputs
 from sam3lab.errors import UserError
@@ -99,11 +99,12 @@ def phase(board, seconds, calls):
         made[0] += 1
         board.call(seconds)
 
-    monitor = GpuMonitor(board, board.now, lambda seconds: board.pass_time(seconds, board.idle))
+    monitor = GpuMonitor(board, board.now)
     monitor.start()
     for _ in range(calls):
         call()
         monitor.between()
+        board.pass_time(seconds, board.idle)  # as while cores are looked at
     monitor.finish(call)
     return {metric: value for metric, _, value in monitor.values(1)}, made[0], monitor
 
@@ -118,10 +119,10 @@ def test_energy_of_an_image_is_right_though_the_counter_moves_in_steps(step, sec
         found, made, _ = phase(board, seconds, calls)
         errors.append(found["energy"] / (600 * seconds) - 1)
         assert found["energy"] == pytest.approx(found["power"] * seconds, rel=0.05)
-        assert made * seconds < 3
+        assert (made - calls) * seconds < WINDOW + 0.7
     assert abs(sum(errors) / len(errors)) < 0.03
     # the later step is known but for what lies between two looks at the counter
-    assert max(map(abs, errors)) < 0.02 + (0.0075 + seconds + board.cost) / max(WINDOW, calls * seconds)
+    assert max(map(abs, errors)) < 0.02 + (0.0075 + seconds + board.cost) / WINDOW
 
 
 def test_a_batch_shares_the_energy_of_its_call():
@@ -150,7 +151,7 @@ def test_without_a_counter_power_is_the_drivers_and_nothing_is_added():
 
 def test_a_counter_that_stands_still_does_not_hold_a_phase_up():
     found, made, _ = phase(Board(step=1000), 0.02, 20)
-    assert "energy" not in found and made == 20
+    assert "energy" not in found and 20 < made < 20 + STEP / 0.02 + 2
 
 
 def test_what_a_driver_does_not_tell_is_no_row():

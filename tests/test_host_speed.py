@@ -133,6 +133,15 @@ def test_a_phase_begins_on_the_fastest_core(monkeypatch):
     assert many.looks == 3 * (TRIES + 1)
 
 
+@pytest.mark.parametrize("slowed", [[True] * 16, [number % 2 == 0 for number in range(16)]], ids=["all", "every other"])
+def test_looking_takes_little_of_a_phase_however_many_cores_are_slowed(monkeypatch, slowed):
+    """The device idles meanwhile, which a user's would not, and its clocks would be higher for it."""
+    core = Core(*[lambda second, slow=slow: slow and second > 0.1 for slow in slowed])
+    counted, others, _ = measured(core, monkeypatch)
+    calls = (sum(counted) + sum(others)) * 1e6
+    assert 1 - calls / core.time < 1.6 * SHARE
+
+
 def test_where_every_core_is_slowed_one_is_waited_for(monkeypatch):
     core = Core(*2 * [lambda second: 0.1 < second < 3])
     counted, others, host = measured(core, monkeypatch)

@@ -320,6 +320,15 @@ def test_percentiles_are_those_of_the_answers_and_are_not_told_of_few():
     # what came too late, a 503, was not refused at once
     assert (whole["refused"], whole["failed"], whole["in_time"]) == (39.0, 22.0, 0.39)
     assert (whole["asked"], whole["answered"]) == (100, 39)
+    assert (whole["load"], whole["share"], whole["rate"]) == (1.0, 1.0, 10.0)
+
+
+def test_what_was_offered_is_counted_since_arrivals_are_random():
+    import pandas as pd
+
+    lines = [ABOUT | {"load": 0.5, "at": at / 8, "status": 200, "latency": 5.0, "batch": 1} for at in range(80)]
+    (line,) = estimates.curve(pd.DataFrame(lines), 1.0).to_dict("records")
+    assert (line["load"], line["share"], line["rate"], line["in_time"]) == (0.5, 0.4, 8.0, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -128,8 +128,7 @@ def test_a_single_round_has_no_interval_and_is_never_faster_or_slower():
     assert statistics.verdict(statistics.ratio_ci(one, other)) == "ambiguous"
     assert statistics.verdict(statistics.ratio_ci(one, samples(5, centre=10.0))) == "ambiguous"
     assert statistics.verdict(statistics.ratio_ci(samples(5, centre=5.0), samples(5, centre=10.0))) == "faster"
-    table = statistics.aa_check(pd.concat([results(Case(), one), results(Case(replica=1), other)]))
-    assert table["verdict"].tolist() == ["ambiguous"]
+    assert statistics.aa_check(pd.concat([results(Case(), one), results(Case(replica=1), other)])).empty
 
 
 def test_a_headline_may_use_what_agrees():
@@ -160,6 +159,35 @@ def test_twins_agree_unless_they_differ():
     assert list(table["stage"]) == ["image", "text", "detect", "pipeline"]
     assert not table["agrees"].any() and set(table["verdict"]) == {"slower"} and (table["ratio"] > 1.3).all()
     assert statistics.aa_check(results(Case(), samples(2))).empty
+
+
+def test_twins_are_compared_in_the_rounds_that_both_have():
+    rng = np.random.default_rng(4)
+    both = twins(rng, 1.0, rounds=3)
+    more = results(Case(), samples(1, rng, centre=50.0), "pipeline").assign(round=3)  # a round that went on alone
+    pd.testing.assert_frame_equal(statistics.aa_check(pd.concat([both, more])), statistics.aa_check(both))
+    assert statistics.aa_check(both[(both["replica"] == 0) | (both["round"] == 0)]).empty  # one concludes nothing
+
+
+def test_a_round_counts_once_however_many_samples_it_has():
+    rng = np.random.default_rng(7)
+    for count in (1, 2, 5, 40):
+        rounds = [rng.normal(10, 1, count) for _ in range(3)]
+        for q in (0.0, 0.1, 0.5, 0.9, 1.0):
+            assert statistics.quantile(rounds, q) == pytest.approx(np.quantile(np.concatenate(rounds), q))
+    quiet, slow = np.full(200, 10.0), np.full(5, 20.0)
+    assert (
+        statistics.quantile([quiet, slow, slow], 0.5) == 20.0 and statistics.quantile([quiet, quiet, slow], 0.5) == 10
+    )
+    # as if each round had as many as the others
+    rounds = [rng.normal(10, 1, 4), rng.normal(12, 1, 12), rng.normal(14, 1, 6)]
+    same = np.concatenate([np.repeat(values, 1200 // len(values)) for values in rounds])
+    for q in (0.2, 0.5, 0.8):
+        assert statistics.quantile(rounds, q) == pytest.approx(np.quantile(same, q), abs=0.5)
+    frame = pd.DataFrame({"round": [0] * 200 + [1] * 5 + [2] * 5, "value": np.concatenate([quiet, slow, slow])})
+    assert statistics.median_ci(frame).value == 20.0
+    other = frame.assign(value=10.0)
+    assert statistics.ratio_ci(frame, other).value == 2.0
 
 
 def test_three_rounds_show_a_twin_that_differs_by_a_fifth():

@@ -112,12 +112,14 @@ def test_the_goes_tell_what_they_hold_and_when_and_how_they_differ(machine):
     path = machine / "a" / "environment.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"git_commit": "abc", "git_dirty": True}))
     table = checks.goes(stored.goes(machine)).set_index("What")
-    assert table.columns.tolist() == ["Go 1", "Go 2"]
+    assert table.columns.tolist() == ["Go 1", "Go 2"] and table.loc["Folder"].tolist() == ["b", "a"]
     assert table.loc["Notebooks shown from it"].tolist() == ["00_machine", "01_runtimes, 02_resolution"]
     assert table.loc["When"].tolist() == ["2026-01-01", "2026-01-02"]
     assert table.loc["Commit of this project"].tolist() == ["", "abc, with uncommitted changes"]
     assert table.loc["version, torch"].tolist() == ["2.0", "2.1"]
     assert checks.goes(stored.goes(machine / "a")).empty
+    store(machine / "c", "2025-01-01", ["01_runtimes"])  # of which nothing is shown
+    assert stored.goes(machine)["notebooks"] == ["none", "00_machine", "01_runtimes, 02_resolution"]
     shown = checks.environment(stored.environment(machine)).set_index("What")["Value"]
     assert shown["Commit of this project"] == "abc, with uncommitted changes"
 
@@ -177,6 +179,18 @@ def test_a_case_that_failed_after_a_round_stands_once_in_tables_and_its_round_is
     assert [key for key in study.numbers if key.startswith("absent.")] == ["absent.01_runtimes.tensorrt.fp32"]
     table = checks.failures(results.failures(source)).set_index("Case")["Why"]
     assert table[BASE[1].label] == "in round 2: killed by SIGKILL" and table[missing.label] == "killed by SIGKILL"
+    twice = pd.concat([results.failures(source), results.failures(source).assign(case="of another prompt")])
+    assert len(checks.failures(twice)) == len(table)  # which reads the same
+
+
+def test_twins_of_several_goes_are_told_apart(tmp_path):
+    machine = tmp_path / "m"
+    for name in "ab":
+        study_samples.store(machine / name, [BASE[0], dataclasses.replace(BASE[0], replica=1)])
+    one = checks.alike(machine / "a")
+    assert len(one) and checks.twins(one).columns[0] == "Case"
+    both = checks.twins(stored.gathered(machine, checks.alike))
+    assert both.groupby("Folder").size().to_dict() == {"a": len(one), "b": len(one)}
 
 
 def test_checkpoints_are_told_apart_in_the_table_of_parity(machine):

@@ -150,3 +150,15 @@ def test_a_table_is_escaped_aligned_and_read_back_as_numbers():
 def test_an_empty_table_is_a_table():
     frame = pd.DataFrame(columns=["Case", "Why"])
     assert "<tbody>" in markup.to_html(frame, "x") and markup.to_csv(frame) == "Case,Why\n"
+
+
+def test_a_percentile_of_all_calls_has_those_too_that_were_kept_apart(samples):
+    own = samples[(samples["backend"] == "onnxruntime") & (samples["resolution"] == 252) & (samples["replica"] == 0)]
+    timed = own[(own["stage"] == "pipeline") & (own["metric"] == "wall") & (own["phase"] == "steady")]
+    slowed = timed.assign(phase="disturbed", value=100 * timed["value"])
+    both = pd.concat([own, slowed], ignore_index=True)
+    pd.testing.assert_frame_equal(tables.estimates(both, q=0.9), tables.estimates(own, q=0.9))
+    assert tables.estimates(tables.with_disturbed(both), q=0.9)["value"].item() > 50 * timed["value"].max()
+    group = ("onnxruntime", "fp32")
+    assert tables.counted(both) == {group: f"{len(timed)} of {2 * len(timed)}"}
+    assert tables.counted(own) == {group: f"{len(timed)} of {len(timed)}"}

@@ -95,10 +95,10 @@ def steady(
     `host` at the core, which may wait for as many calls at its own speed."""
     samples = Samples()
     with no_collection():
-        if monitor is not None:
-            monitor.start()
         if host is not None:
             host.start()
+        if monitor is not None:
+            monitor.start()
         deadline = now() + int(seconds * 1e9)
         while len(samples.wall) < least or now() < deadline or (host is not None and host.waits(least)):
             samples.take(clock, call)

@@ -4,7 +4,8 @@ On a machine that shares its processor with others a core can be slowed, seen on
 tens of milliseconds up to seconds, while nothing that the system counts tells: no other thread runs, and no time is
 stolen. Calls that the host bounds take as much longer. Each core is slowed by itself, as if by what runs on the other
 hardware thread of the same physical core. A loop of known length, run between two samples and never inside one, shows it;
-what was measured beside a slow look is kept apart, and the thread stays on the core that is the fastest at the time.
+what was measured beside a slow look is kept apart, and the thread goes to a core that is not slowed at the time. Looking
+takes time in which the device idles, so that it is kept to SHARE of a phase, however many cores are looked at.
 """
 
 import math
@@ -20,7 +21,7 @@ SLOW = 1.25  # times the fastest look
 SHARE = 0.03  # of the time that looks may take
 PATIENCE = 2.0  # seconds that a phase goes on beyond those asked for, while it lacks undisturbed samples
 ENOUGH = 5  # samples then; where fewer were undisturbed, those beside the fastest looks
-TRIES = 16  # cores that are looked at, at most, for the fastest
+TRIES = 16  # cores that are looked at, at most, for one that is not slowed
 
 
 def loop() -> None:
@@ -68,14 +69,14 @@ class HostSpeed:
         self._until: float | None = None
         self._count = 0
         self._spans: list[tuple[int, float]] = []  # samples between two looks, and the slower one of these
-        self._before = self._seek()
+        self._before = self._seek(enough=0.0)
 
     def between(self, count: int) -> None:
         """There are `count` samples of the phase; looks if it is time to."""
         if self._now() >= self._due:
             self._close(count)
             if self._is_slow(self._before):
-                self._before = self._seek()
+                self._before = self._seek(enough=SLOW * self.fastest)
 
     def waits(self, least: int) -> bool:
         """Whether to go on, since fewer than `least` samples were undisturbed so far."""
@@ -100,16 +101,23 @@ class HostSpeed:
         self._spans.append((count - self._count, max(self._before, look)))
         self._before, self._count = look, count
 
-    def _seek(self) -> float:
-        """A look at the core that is the fastest at present, of some, where the thread stays."""
-        cores, looks = self._cores.allowed, {}
-        if len(cores) > 1:
-            for _ in range(min(TRIES, len(cores))):
-                self._last = (self._last + 1) % len(cores)
-                self._cores.settle(cores[self._last])
-                looks[cores[self._last]] = self._look()
-            self._cores.settle(min(looks, key=looks.__getitem__))
-        return self._look()
+    def _seek(self, enough: float) -> float:
+        """A look at the core where the thread stays: the first, of some, whose look is at most `enough` (ms), or else the
+        fastest.
+        """
+        begin, cores, looks = self._now(), self._cores.allowed, {}
+        for _ in range(min(TRIES, len(cores)) if len(cores) > 1 else 0):
+            self._last = (self._last + 1) % len(cores)
+            self._cores.settle(cores[self._last])
+            looks[cores[self._last]] = look = self._look()
+            if look <= enough:
+                break
+        else:
+            if looks:
+                self._cores.settle(min(looks, key=looks.__getitem__))
+            look = self._look()
+        self._due = self._now() + (self._now() - begin) / SHARE
+        return look
 
     def _is_slow(self, look: float) -> bool:
         return look > SLOW * self.fastest

@@ -33,8 +33,8 @@ def load(run_dir: Path) -> pd.DataFrame:
     phase      load, first, warmup, steady, memory, accuracy; cold, in place of load and first, of a cold case; disturbed,
                what was measured of the steady phase but does not count: samples (see host_speed), and all of a round that
                was slowed where three others of the case and stage were less so
-    metric     wall, cuda_event (ms). Of a stage's steady phase on a GPU, one value a round: energy (J an image), power
-               (W), clock_sm, clock_memory (MHz), temperature (C, the greatest), limited (the share of readings at which
+    metric     wall, cuda_event (ms). Of a stage's steady phase on a GPU, one value a round: energy (J an image) and
+               power (W) of calls one after another, clock_sm, clock_memory (MHz), temperature (C, the greatest), limited (the share of readings at which
                something held the clocks down); and slowed, the share of disturbed samples among those that count, more
                than 0 where too few were undisturbed. Of the process, s: process_start (spawn to the worker's first line),
                import, load, startup (spawn to the first pipeline's outputs in the host's memory); of a cold case also

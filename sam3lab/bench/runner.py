@@ -46,7 +46,8 @@ def measure(
 ) -> "pd.DataFrame":
     """Measure what of the cases is not yet measured in `run_dir`; the rows of all of them in their order, see results.load.
 
-    Each stage of each case gets at least `min_samples` samples and `min_seconds` seconds over its `rounds` together.
+    Each stage of each case gets at least `min_samples` samples and `min_seconds` seconds over its `rounds` together, of
+    which fewer count where the host's core was slowed (see host_speed).
     Every round has an order of its own, seeded. Where `most_rounds` is more than `rounds`, a case whose pipeline's median
     has an interval of more than statistics.TOLERANCE to either side gets further ones, up to so many, as nvbench goes on
     until its noise is small. `timeout`: seconds for one case-round. The fp32 case of the backend

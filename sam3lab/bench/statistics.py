@@ -2,8 +2,8 @@
 
 What differs from round to round (a process's memory layout, clocks, a neighbour) does not average out within one, so
 that a round counts as one observation, however many samples it has: the quantile of its samples. The interval is
-Student's t over the logarithms of the rounds' quantiles, put around the estimate from all samples: only the highest
-level of repetition counts (Kalibera & Jones 2013, "Rigorous benchmarking in reasonable time"), and the noise of times is
+Student's t over the logarithms of the rounds' quantiles, put around the estimate from all samples, in which each round
+has the same weight (`quantile`): only the highest level of repetition counts (Kalibera & Jones 2013, "Rigorous benchmarking in reasonable time"), and the noise of times is
 by factors. Few rounds tell little of their own noise; that of several cases of one kind can be pooled, as in an analysis
 of variance (`pooled`). A single round tells nothing of it: its estimate has no interval (NaN), and nothing is concluded
 from it. Where a run goes on until its intervals are narrow (runner's most_rounds), they are somewhat too narrow.
@@ -82,18 +82,34 @@ def differences(a: pd.DataFrame, b: pd.DataFrame) -> np.ndarray:
     return logs_a - logs_b if same else np.empty(0)
 
 
+def quantile(rounds: Iterable[np.ndarray], q: float) -> float:
+    """The quantile q in 0..1 of the samples of all rounds, in which each round has the same weight, however many it has.
+
+    Linear between the sorted samples, of which the k-th of n, with weight w_k, is at (k - 1) w_k + (n - 1) Σ_{i<k} w_i:
+    with equal weights that is numpy's own (type 7 of Hyndman & Fan 1996, "Sample quantiles in statistical packages").
+    """
+    rounds = [np.asarray(values, np.float64) for values in rounds]
+    values = np.concatenate(rounds)
+    order = np.argsort(values, kind="stable")
+    most = max(map(len, rounds))
+    weights = np.concatenate([np.full(len(each), most / len(each)) for each in rounds])[order]
+    before = np.cumsum(weights) - weights
+    places = np.arange(len(values)) * weights + (len(values) - 1) * before
+    return float(np.interp(q * places[-1], places, values[order]))
+
+
 def median_ci(samples: pd.DataFrame, level: float = LEVEL) -> Estimate:
     """The median of `value` in rows of one quantity, with columns value and round (see `by_round`)."""
     return quantile_ci(samples, 0.5, level)
 
 
 def quantile_ci(samples: pd.DataFrame, q: float, level: float = LEVEL, noise: Noise | None = None) -> Estimate:
-    """The quantile q in 0..1, interpolated linearly. noise: of what is positive, that of its kind; its own if None.
+    """The `quantile` q in 0..1. noise: of what is positive, that of its kind; its own if None.
 
     Raises UserError for no samples.
     """
     rounds = by_round(samples)
-    value = float(np.quantile(np.concatenate(list(rounds.values())), q))
+    value = quantile(rounds.values(), q)
     each = np.array([np.quantile(values, q) for values in rounds.values()])
     if value > 0 and each.min() > 0:
         return _by_factors(value, _half_width(np.log(each), level, noise), len(each))
@@ -108,7 +124,7 @@ def ratio_ci(a: pd.DataFrame, b: pd.DataFrame, level: float = LEVEL, noise: Nois
     compared, since what slowed a whole round slowed both, with their own noise or that of their kind (`differences`);
     otherwise the variances add (Welch).
     """
-    value = float(np.median(a["value"]) / np.median(b["value"]))
+    value = quantile(by_round(a).values(), 0.5) / quantile(by_round(b).values(), 0.5)
     logs_a, logs_b, paired = logarithms(a), logarithms(b), differences(a, b)
     half = _half_width(paired, level, noise) if len(paired) else _welch(logs_a, logs_b, level)
     return _by_factors(value, half, min(len(logs_a), len(logs_b)))
@@ -148,6 +164,7 @@ def aa_check(rows: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
     """The A/A twins beside each other, one row a couple and stage: case, label, stage, ratio, low, high, verdict,
     agrees, resolution.
 
+    Compared in the rounds that both have; those that share less than two are left out, as nothing could be concluded.
     agrees: the verdict is neither faster nor slower. The noise is that of all stages of a couple, and the level is raised
     so that these together err in 5% of runs (Bonferroni); in up to 10% of those with three rounds, where what slows a
     process slows all its stages. resolution: the farther bound's distance from 1; differences under it, this run cannot
@@ -162,10 +179,10 @@ def aa_check(rows: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
         for replica in replicas[1:]:
             second = couple[couple["replica"] == replica]
             pairs = {
-                stage: (second[second["stage"] == stage], first[first["stage"] == stage])
+                stage: _shared(second[second["stage"] == stage], first[first["stage"] == stage])
                 for stage in first["stage"].unique()
-                if (second["stage"] == stage).any()
             }
+            pairs = {stage: pair for stage, pair in pairs.items() if pair[0]["round"].nunique() > 1}
             noise = pooled(itertools.starmap(differences, pairs.values()))
             for stage, pair in pairs.items():
                 ratio = ratio_ci(*pair, 1 - (1 - LEVEL) / len(pairs), noise)
@@ -189,6 +206,11 @@ def by_round(samples: pd.DataFrame) -> dict[tuple, np.ndarray]:
         raise UserError("there are no samples to estimate from; was that stage measured?")
     keys = ["case", "round"] if "case" in samples and samples["case"].nunique() > 1 else ["round"]
     return {key: group["value"].to_numpy(np.float64) for key, group in samples.groupby(keys)}
+
+
+def _shared(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Both, in the rounds that both have."""
+    return a[a["round"].isin(b["round"])], b[b["round"].isin(a["round"])]
 
 
 def _noise(found: Iterable[tuple[float, int]]) -> Noise | None:

@@ -169,16 +169,16 @@ class _Worker:
         self._series(stage, "warmup", warm.wall, warm.event)
         monitor = self._monitor if stage == "pipeline" else None  # of what an image takes as a whole
         taken = steady(self._clock, call, samples, seconds, monitor, self._host)
+        if monitor:  # while the thread is where it was measured
+            monitor.finish(lambda: self._clock.time(call))
+            for metric, unit, value in monitor.values(self._case.batch):
+                self._add(stage, "steady", metric, unit, [value])
         if self._host:
             taken, disturbed = taken.parted(self._host.disturbed(len(taken.wall), samples))
             if disturbed.wall:
                 self._series(stage, "disturbed", disturbed.wall, disturbed.event)
             self._add(stage, "steady", "slowed", "1", [self._host.slowed])
         self._series(stage, "steady", taken.wall, taken.event)
-        if monitor:
-            monitor.finish(lambda: self._clock.time(call))
-            for metric, unit, value in monitor.values(self._case.batch):
-                self._add(stage, "steady", metric, unit, [value])
         self._gpu.read()
 
     def _series(self, stage: str, phase: str, wall: list[int], event: list[float]) -> None:

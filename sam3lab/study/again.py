@@ -16,10 +16,10 @@ QUANTITIES = {
 }
 
 
-def tell(study, goes: list, ran: list) -> None:
+def tell(study, goes: dict, ran: dict) -> None:
     """Record and show on a study's page what several goes measured, see `repeated`; nothing where nothing was.
 
-    ran: of each go, the notebooks that it ran to their end.
+    ran: of each go, by its number, the notebooks that it ran to their end.
     """
     if len(goes) > 1 and len(frame := repeated(goes)):
         study.note(numbers(frame) | (twice := of_notebooks(frame, ran)))
@@ -44,11 +44,11 @@ def tell(study, goes: list, ran: list) -> None:
         )
 
 
-def repeated(goes: list):
+def repeated(goes: dict):
     """The medians of the cases that several goes measured: a frame with case, label, mode, backend, precision, quantity (of
-    QUANTITIES), go (from 1, the oldest), value, low and high.
+    QUANTITIES), go, value, low and high.
 
-    goes: results.load's samples of each, oldest first.
+    goes: {number: results.load's samples}, oldest first.
     """
     import pandas as pd
 
@@ -56,7 +56,7 @@ def repeated(goes: list):
     found = pd.concat(
         [
             tables.estimates(samples, stage, by, metric, phase).assign(quantity=quantity, go=number)
-            for number, samples in enumerate(goes, 1)
+            for number, samples in goes.items()
             for quantity, (stage, metric, phase, _) in QUANTITIES.items()
         ],
         ignore_index=True,
@@ -100,13 +100,13 @@ def numbers(frame) -> dict[str, tuple]:
     return found
 
 
-def of_notebooks(frame, ran: list) -> dict[str, tuple]:
+def of_notebooks(frame, ran: dict) -> dict[str, tuple]:
     """What `Study.note` takes, of each notebook that several goes ran: `again.most.<notebook>.<quantity>` and
     `again.count.<notebook>.<quantity>`, as `numbers` has them of all goes.
     """
     found = {}
-    for notebook in dict.fromkeys(name for names in ran for name in names):
-        own = frame[frame["go"].isin([number for number, names in enumerate(ran, 1) if notebook in names])]
+    for notebook in dict.fromkeys(name for names in ran.values() for name in names):
+        own = frame[frame["go"].isin([number for number, names in ran.items() if notebook in names])]
         found |= _most(_several(own), f"{notebook}.")
     return found
 

@@ -232,7 +232,7 @@ def _overlap(one: Estimate, other: Estimate) -> bool:
 
 def _limits(tied: list[str], records: dict[Row, dict]) -> str:
     """What is to be said after the best of `records`: what is as good, and what makes it no choice at all."""
-    if len(records) == 1:
-        return ", the only one measured"
     others = f", or within the noise {', '.join(tied)}" if tied else ""
+    if len(records) == 1:
+        others = ", the only one measured"
     return others + (", going by a single round" if any(each["low"] is None for each in records.values()) else "")

@@ -52,7 +52,7 @@ def goes(found: dict[str, list[str]]):
     """stored.goes as a table: a row a fact, a column a go, oldest first."""
     import pandas as pd
 
-    titles = FACTS | {"notebooks": "Notebooks shown from it"}
+    titles = FACTS | {"folder": "Folder", "notebooks": "Notebooks shown from it"}
     rows = [(titles.get(name, name.replace("_", ", ", 1)), *values) for name, values in found.items()]
     count = len(rows[0]) - 1 if rows else 1
     return pd.DataFrame(rows, columns=["What", *(f"Go {number}" for number in range(1, count + 1))])
@@ -174,19 +174,21 @@ def parity(rows, samples):
 
 
 def alike(run_dir: Path):
-    """statistics.aa_check of the samples of one run."""
-    return statistics.aa_check(results.load(run_dir))
+    """statistics.aa_check of the samples of one run, and a column more, folder: the run's."""
+    return statistics.aa_check(results.load(run_dir)).assign(folder=Path(run_dir).name)
 
 
 def twins(check):
-    """The A/A check (statistics.aa_check) as a table."""
+    """Frames of `alike`, one below the other, as a table; the folder is told where there are several."""
     import pandas as pd
 
     rows = [
-        (row.label, row.stage, Estimate(row.ratio, row.low, row.high), row.verdict, bool(row.agrees))
+        (row.folder, row.label, row.stage, Estimate(row.ratio, row.low, row.high), row.verdict, bool(row.agrees))
         for row in check.itertuples()
     ]
-    return pd.DataFrame(rows, columns=["Case", "Stage", "One over the other", "Verdict", "No difference shown"])
+    columns = ["Folder", "Case", "Stage", "One over the other", "Verdict", "No difference shown"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table if table["Folder"].nunique() > 1 else table.drop(columns="Folder")
 
 
 def failures(frame, fewer=()):
@@ -199,6 +201,7 @@ def failures(frame, fewer=()):
     kept = frame.drop_duplicates(["case", "status"])
     later = [f"in round {number + 1}: " if number else "" for number in kept["round"].astype(int)]
     rows = [*zip(kept["label"], kept["status"], pd.Series(later, kept.index) + kept["reason"], strict=True), *fewer]
+    rows = list(dict.fromkeys(rows))  # labels leave out what the prompts are
     return pd.DataFrame(rows, columns=["Case", "What happened", "Why"])
 
 

@@ -29,22 +29,22 @@ def load(curve, deadline: str, absolute: bool = False):
     figure, axes = new(1.0 + 1.75 * (len(shown) + 1) + 1.1, len(shown) + 2, sharex=True, squeeze=False,
                        height_ratios=[1.6] * (len(shown) + 1) + [1.0])  # fmt: skip
     *latency, goodput, refused = axes[:, 0]
-    x, letters = "rate" if absolute else "load", iter("abcdefgh")
+    letters = iter("abcdefgh")
     for axis, (seen, rows) in zip(latency, shown, strict=True):
         for name, style in QUANTILES.items():
             for experiment, each in rows.groupby("experiment", sort=False):
-                _line(axis, spread(each, name), x, seen, experiment, style)
+                _line(axis, spread(each, name), "rate", seen, experiment, style)
         axis.set_yscale("log")
         _plain(axis)
         axis.set_ylabel(_LATENCY[absolute])
         panels.title(axis, next(letters), f"Latency, {seen.label}: p50 and, dashed, p95")
-    most = curve[x].max()
+    most = curve["rate"].max()
     goodput.plot([0, most], [0, most], color=MUTED, lw=0.8, ls=(0, (1, 2)), zorder=0)
     for seen, rows in shown:
         for experiment, each in rows.groupby("experiment", sort=False):
             style = {"color": seen.color, "marker": seen.marker, "ms": 4, **_filling(seen, experiment)}
-            goodput.plot(each[x], each["rate"] * each["in_time"], **style)
-            refused.plot(each[x], each["refused"], **style)
+            goodput.plot(each["rate"], each["rate"] * each["in_time"], **style)
+            refused.plot(each["rate"], each["refused"], **style)
     goodput.set_ylim(0, None)
     goodput.set_ylabel("requests/s" if absolute else "share of\ncapacity")
     panels.title(goodput, next(letters), f"Answered within {deadline} (dotted: all)")

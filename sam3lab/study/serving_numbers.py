@@ -97,8 +97,9 @@ def capacities(rows, experiment: str):
 def curve(rows, deadline: float):
     """One row an engine, experiment ("single" or "batched") and load.
 
-    backend, precision, experiment, load, rate (offered, per second), asked, answered (requests), in_time (the share of all
-    that was answered within `deadline` seconds), refused (% answered 429, at once), failed (% with another status than
+    backend, precision, experiment, load (the share of the capacity that was meant to be offered), share (what was: arrivals
+    are random) and rate (that, per second), asked, answered (requests), in_time (the share of all that was answered within
+    `deadline` seconds), refused (% answered 429, at once), failed (% with another status than
     that and 200, or none), batch (mean requests computed together); p50 and p95 (Estimate, ms, of those answered; None
     for no answer, and of p95 for fewer than LEAST_FOR_P95; which have an interval is said above).
     """
@@ -108,7 +109,9 @@ def curve(rows, deadline: float):
     for (*group, load), each in rows[rows["condition"] == "load"].groupby([*BY, "experiment", "load"], sort=False):
         right = each[each["status"] == 200].sort_values("at", kind="stable")
         latencies, count, refused = right["latency"].to_numpy(), len(right), each["status"] == 429
-        line = dict(zip([*BY, "experiment"], group, strict=True)) | {"load": load, "rate": each["rate"].iloc[0]}
+        rate = len(each) / each["seconds"].iloc[0]
+        line = dict(zip([*BY, "experiment"], group, strict=True)) | {"load": load, "rate": rate}
+        line |= {"share": load * rate / each["rate"].iloc[0]}
         line |= {"asked": len(each), "answered": count, "in_time": (latencies <= 1000 * deadline).sum() / len(each)}
         line |= {"refused": 100 * refused.mean(), "failed": 100 * (~refused & (each["status"] != 200)).mean()}
         line["batch"] = right["batch"].mean()
@@ -116,7 +119,7 @@ def curve(rows, deadline: float):
         line["p50"] = quantile_ci(in_blocks(latencies, BLOCKS if steady else 1), 0.5) if count else None
         line["p95"] = quantile_ci(in_blocks(latencies, OF_P95 if sure else 1), 0.95) if count >= LEAST_FOR_P95 else None
         found.append(line)
-    columns = [*BY, "experiment", "load", "rate", "asked", "answered", "in_time", "refused", "failed", "batch"]
+    columns = [*BY, "experiment", "load", "share", "rate", "asked", "answered", "in_time", "refused", "failed", "batch"]
     return pd.DataFrame(found, columns=[*columns, "p50", "p95"]).astype({"p50": object, "p95": object})
 
 

@@ -75,7 +75,7 @@ def loads(served: Served) -> None:
     quickest = min(served.idle.values(), default=1.0)  # what can be compared between services
     for group, own in curve.groupby(BY, sort=False):
         row, idle = ".".join(group), served.idle.get(group, 1.0)
-        both, best = {kind: own[own["experiment"] == kind] for kind in KINDS}, {}
+        both, in_time = {kind: own[own["experiment"] == kind] for kind in KINDS}, {}
         for kind, each in both.items():
             if group in whole[kind]:
                 study.record(
@@ -83,7 +83,7 @@ def loads(served: Served) -> None:
                 )
             if each.empty:
                 continue
-            best[kind] = float((each["rate"] * each["in_time"]).max())
+            in_time[kind] = (each["rate"] * each["in_time"]).set_axis(each["load"])
             study.record(f"serving.refused.{kind}.{row}", float(each.loc[each["load"].idxmax(), "refused"]), "%")
             for half in each[each["load"] == HALF].to_dict("records"):
                 study.record(f"serving.half.answers.{kind}.{row}", half["answered"])
@@ -94,14 +94,14 @@ def loads(served: Served) -> None:
                         )
                 if kind == "batched" and half["p95"] is not None:
                     study.record(f"serving.half.{row}", _times(half["p95"], 1 / quickest, absolute), per_call)
-        if best.get("batched"):
-            study.record(f"serving.goodput.{row}", best["batched"] * (1 if absolute else quickest / 1e3), per_second)
-        if all(best.get(kind) for kind in KINDS):
-            study.record(f"serving.gain.{row}", best["batched"] / best["single"], "×")
+        if "batched" in in_time and (most := in_time["batched"].max()):
+            study.record(f"serving.goodput.{row}", float(most) * (1 if absolute else quickest / 1e3), per_second)
+            if alone := in_time.get("single", {}).get(in_time["batched"].idxmax()):  # at the same load
+                study.record(f"serving.gain.{row}", float(most / alone), "×")
         if all(group in whole[kind] for kind in KINDS):
             study.record(f"serving.batching.{row}", quotient(whole["batched"][group], whole["single"][group]), "×")
     study.record("serving.deadline", f"{deadline:g} s")
-    study.record("serving.most", float(curve["load"].max()), "×")
+    study.record("serving.most", float(curve["share"].max()), "×")
     study.record("serving.users", USERS)
     study.record("serving.least", numbers.LEAST_FOR_ITS_INTERVAL)
     shown = curve if absolute else _relative(curve, served.idle)
@@ -221,7 +221,7 @@ def _relative(curve, idle: dict[tuple[str, str], float]):
         factor = 1 / idle[each["backend"], each["precision"]]
         for name in ("p50", "p95"):
             each[name] = None if each[name] is None else _times(each[name], factor, False)
-        lines.append(each | {"rate": each["load"]})
+        lines.append(each | {"rate": each["share"]})
     return curve.iloc[:0].from_records(lines, columns=curve.columns)
 
 

@@ -112,14 +112,15 @@ def differences(directory: Path) -> dict[str, list[str]]:
 
 
 def goes(directory: Path) -> dict[str, list[str]]:
-    """{fact: its values, oldest first} of the runs in a directory: the notebooks that are shown from each, when it was
-    measured, by which commit, and what their environments do not agree in; empty where there is but one.
+    """{fact: its values, oldest first} of the runs in a directory: its folder, the notebooks that are shown from each,
+    when it was measured, by which commit, and what their environments do not agree in; empty where there is but one.
     """
     there, known = parts(directory), [_environment(each) for each in parts(directory)]
     if len(there) == 1:
         return {}
     shown = by_notebook(directory)
-    found = {"notebooks": [", ".join(name for name in sorted(shown) if shown[name] == each) for each in there]}
+    found = {"folder": [each.name for each in there]}
+    found["notebooks"] = [", ".join(name for name in sorted(shown) if shown[name] == each) or "none" for each in there]
     found["collected"] = [each.get("collected", "") for each in known]
     found["git_commit"] = [environments.commit(each) or "" for each in known]
     return found | differences(directory)

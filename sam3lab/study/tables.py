@@ -96,6 +96,17 @@ def against_fp32(samples, by=BY):
     return ratios(samples, by=by, to=FP32, invert=True)
 
 
+def with_disturbed(samples):
+    """The samples, those that were kept apart counted too (see bench.host_speed): as a user of this machine has it."""
+    return samples.assign(phase=samples["phase"].replace("disturbed", "steady"))
+
+
+def counted(samples, by=BY, stage: str = "pipeline") -> dict:
+    """{group: "so many of so many"}: the calls that count, of those that were timed."""
+    calls, every = (select(usable(each), stage).groupby([*by]).size() for each in (samples, with_disturbed(samples)))
+    return {group: f"{calls.get(group, 0)} of {count}" for group, count in every.items()}
+
+
 def with_peaks(samples, device: str):
     """The samples and, as PEAK says, the greatest memory of each process in MB, that of starting up included.
 
