@@ -139,10 +139,10 @@ def test_the_runs_of_the_newest_code_are_known(machine):
             path.write_text(json.dumps(json.loads(path.read_text()) | {"code": code}))
 
     made_by(a="one", b="one")
-    assert stored.of_newest_code(machine) == [machine / "b", machine / "a"]  # the older first
+    assert stored.of_newest_code(machine) == {1: machine / "b", 2: machine / "a"}  # the older first
     made_by(b="another")
-    assert stored.of_newest_code(machine) == [machine / "a"]
-    assert stored.of_newest_code(machine / "a") == [machine / "a"]
+    assert stored.of_newest_code(machine) == {2: machine / "a"}
+    assert stored.of_newest_code(machine / "a") == {1: machine / "a"}
 
 
 def test_a_case_with_fewer_rounds_than_asked_for_is_told(tmp_path):

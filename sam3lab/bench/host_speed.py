@@ -5,7 +5,7 @@ tens of milliseconds up to seconds, while nothing that the system counts tells: 
 stolen. Calls that the host bounds take as much longer. Each core is slowed by itself, as if by what runs on the other
 hardware thread of the same physical core. A loop of known length, run between two samples and never inside one, shows it;
 what was measured beside a slow look is kept apart, and the thread goes to a core that is not slowed at the time. Looking
-takes time in which the device idles, so that it is kept to SHARE of a phase, however many cores are looked at.
+takes time in which the device idles, so that it is kept to a small share of a phase, however many cores are looked at.
 """
 
 import math
@@ -19,6 +19,7 @@ STEPS = 10_000  # of the loop, some tenths of a millisecond
 LOOPS = 2  # of a look, which the slower decides: what slows a core may come and go within milliseconds
 SLOW = 1.25  # times the fastest look
 SHARE = 0.03  # of the time that looks may take
+SEEKING = 0.06  # of the time that looks may take while another core is sought, as what slows them comes and goes
 PATIENCE = 2.0  # seconds that a phase goes on beyond those asked for, while it lacks undisturbed samples
 ENOUGH = 5  # samples then; where fewer were undisturbed, those beside the fastest looks
 TRIES = 16  # cores that are looked at, at most, for one that is not slowed
@@ -116,7 +117,7 @@ class HostSpeed:
             if looks:
                 self._cores.settle(min(looks, key=looks.__getitem__))
             look = self._look()
-        self._due = self._now() + (self._now() - begin) / SHARE
+        self._due = self._now() + (self._now() - begin) / SEEKING
         return look
 
     def _is_slow(self, look: float) -> bool:

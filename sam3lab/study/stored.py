@@ -84,11 +84,11 @@ def facts(directory: Path) -> dict:
     return found
 
 
-def of_newest_code(directory: Path) -> list[Path]:
-    """The runs in a directory that the measuring code of the newest of them made, oldest first."""
+def of_newest_code(directory: Path) -> dict[int, Path]:
+    """{number: run} of the runs in a directory, numbered from 1, the oldest, that the newest one's measuring code made."""
     made_by = {each: _environment(each).get("code") for each in parts(directory)}
     *_, newest = made_by.values()
-    return [each for each, code in made_by.items() if code == newest]
+    return {number: each for number, (each, code) in enumerate(made_by.items(), 1) if code == newest}
 
 
 def gathered(directory: Path, read):
