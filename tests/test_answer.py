@@ -47,7 +47,8 @@ def test_the_best_is_named_with_what_cannot_be_told_apart_from_it(known):
     assert found["memory"][1] == "ONNX Runtime fp16"
     assert found["images"][0] == "Many images, 8 at most a call" and found["images"][1] == "ONNX Runtime fp16"
     assert (
-        found["deploy"][1] == "PyTorch (transformers)" and found["deploy"].measured == "2 steps, 20 lines, 40 packages"
+        found["deploy"][1] == "PyTorch (transformers)"
+        and found["deploy"].measured == "2 steps, 20 lines, 40 packages to run"
     )
     assert "cold" not in found and "cpu" not in found
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from packaging.requirements import Requirement
 from PIL import Image
 
 from sam3lab import cli
@@ -86,6 +87,26 @@ def test_scripts_need_no_more_than_they_say():
     from sam3lab import backends
 
     assert set(backends.names()) <= named
+
+
+@pytest.mark.parametrize(
+    "each", [path for path in SCRIPTS if "pip install ." not in path.read_text()], ids=lambda path: path.stem
+)
+def test_what_the_steps_install_is_all_that_a_script_imports(each):
+    """From a bare Python; where a step installs this project, that brings the rest."""
+    words = [shlex.split(step) for step in deployment.steps(each)]
+    asked = [word for step in words if step[:2] == ["pip", "install"] for word in step[2:] if word[0] not in "-."]
+    known = [name for name in asked if deployment.required([name]) is not None]
+    if len(known) < len(asked):
+        pytest.skip(f"not installed: {', '.join(name for name in asked if name not in known)}")
+    brought = {deployment.canonical(name) for name in known}
+    brought |= {deployment.canonical(one.name) for one in deployment.required(known)}
+    asks = [Requirement(text) for one in deployment.required(known) for text in one.requires or ()]
+    if any(each.name == "numpy" and (each.marker is None or each.marker.evaluate({"extra": ""})) for each in asks):
+        brought.add("numpy")  # which is counted for no runtime
+    needed = {deployment.canonical(name) for name in deployment.distributions(each, "cpu")} | {"numpy"}
+    missing = needed - brought - {deployment.canonical(name) for name in asked}
+    assert not missing
 
 
 @pytest.mark.parametrize("each", SCRIPTS, ids=lambda path: path.stem)

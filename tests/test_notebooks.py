@@ -319,6 +319,18 @@ def test_lists_of_prompts_begin_with_the_notebooks_own_word():
         study.lists([1, 500])
 
 
+def test_a_base_case_is_measured_beside_those_that_are_compared_with_it(tmp_path):
+    given = {"checkpoint": "sam3-nano", "device": "cpu", "resolution": 252, "image": "chelsea", "prompt": "cat"}
+    given |= {"run": str(tmp_path / "run"), "results": "", "figures": ""}
+    study = Study("03_prompts", given | {"measure": True})
+    cases = [study.case(), study.case(prompts=("cat", "dog"))]
+    assert [case.mode for case in study.apart(cases, "model")] == ["model", "model"]
+    for kept, modes in ((cases, ["speed", "model"]), (study.apart(cases, "model"), ["model", "model"])):
+        study_samples.store(tmp_path / modes[0], kept, notebooks=["03_prompts"])
+        shown = Study("03_prompts", given | {"measure": False, "results": str(tmp_path / modes[0])})
+        assert [case.mode for case in shown.apart(cases, "model")] == modes
+
+
 def test_only_the_base_case_is_measured_end_to_end():
     given = {"checkpoint": "sam3-nano", "device": "cpu", "resolution": 252, "image": "chelsea", "prompt": "cat"}
     study = Study("03_prompts", given | {"run": "/nowhere", "results": "", "measure": False, "figures": ""})

@@ -15,6 +15,7 @@ import pytest
 from sam3lab.bench import process, records, results, runner, statistics
 from sam3lab.bench.case import Case, accuracy_case
 from sam3lab.bench.progress import Progress
+from sam3lab.bench.stages import MASKS
 from sam3lab.errors import UserError
 from tests.bench_run import REFERENCE, case, make_checkpoint, short
 
@@ -264,7 +265,7 @@ def test_what_was_skipped_is_measured_once_it_can_be(checkpoint, tmp_path, monke
 def test_twins_are_measured_and_agree_with_the_reference(checkpoint, tmp_path):
     rows = short([case(checkpoint)], tmp_path, rounds=3, min_samples=30)
     table = statistics.aa_check(rows)
-    assert list(table["stage"]) == ["image", "text", "detect", "pipeline", "pipeline_cached"]
+    assert list(table["stage"]) == ["pipeline", "image", "text", "detect", "pipeline_cached"]
     assert table["ratio"].between(0.5, 2).all()
     assert set(rows.loc[rows["replica"] == 1, "parity"]) == {"passed"}
     planned = [case(checkpoint, "tests.fakes:Other"), case(checkpoint, "tests.fakes:Other", replica=1)]
@@ -290,6 +291,9 @@ def test_speed_ends_with_end_to_end_on_every_pair(checkpoint, tmp_path):
     one = case(checkpoint, mode="speed", batch=2, prompts=("cat", "dog"), images=images, replica=1)
     rows = short([one], tmp_path)
     steady = rows[(rows["case"] == one.id) & (rows["phase"] == "steady")]
+    pairs, queries = 4, 4
+    assert set(steady.loc[steady["metric"] == "masks", "value"]) == {pairs * min(MASKS, queries)}
+    steady = steady[steady["metric"] == "wall"]
     assert list(steady["stage"].unique())[-1] == "end_to_end" and (steady.groupby("stage").size() >= 3).all()
     import numpy as np
 

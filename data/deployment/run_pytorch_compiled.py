@@ -1,6 +1,6 @@
 """SAM 3 as sam3lab's lean model in PyTorch, compiled: a mask of what a prompt names in a photograph.
 
-$ pip install torch safetensors tokenizers pillow
+$ pip install torch numpy safetensors tokenizers pillow
 $ pip install --no-deps .
 $ hf download facebook/sam3 --local-dir checkpoint
 $ python run_pytorch_compiled.py checkpoint photograph.jpg cat mask.png

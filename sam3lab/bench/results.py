@@ -34,14 +34,15 @@ def load(run_dir: Path) -> pd.DataFrame:
                what was measured of the steady phase but does not count: samples (see host_speed), and all of a round that
                was slowed where three others of the case and stage were less so
     metric     wall, cuda_event (ms). Of a stage's steady phase on a GPU, one value a round: energy (J an image) and
-               power (W) of calls one after another, clock_sm, clock_memory (MHz), temperature (C, the greatest), limited (the share of readings at which
-               something held the clocks down); and slowed, the share of disturbed samples among those that count, more
-               than 0 where too few were undisturbed. Of the process, s: process_start (spawn to the worker's first line),
-               import, load, startup (spawn to the first pipeline's outputs in the host's memory); of a cold case also
-               prepare, export and build (prepare's two parts) and first (the first pipeline). MB (10^6 bytes): rss (after load), rss_peak_startup (up to
-               the first result), rss_peak (over warm-up and steady state of all stages but end_to_end), gpu (after load),
-               gpu_peak, torch_allocated_peak, torch_reserved_peak. Of an accuracy case: scenes, and the fields of
-               bench.accuracy.Accuracy (see `accuracy`).
+               power (W) of calls one after another, clock_sm, clock_memory (MHz), temperature (C, the greatest), limited
+               (the share of readings at which something held the clocks down); and slowed, the share of disturbed samples
+               among those that count, more than 0 where too few were undisturbed. Of end_to_end, masks: how many a call
+               makes. Of the process, s: process_start (spawn to the worker's first line), import, load, startup (spawn to
+               the first pipeline's outputs in the host's memory); of a cold case also prepare, export and build (prepare's
+               two parts) and first (the first pipeline). MB (10^6 bytes): rss (after load), rss_peak_startup (up to the
+               first result), rss_peak (over warm-up and steady state of the pipeline), gpu (after load), gpu_peak (up to
+               the pipeline's end), torch_allocated_peak, torch_reserved_peak. Of an accuracy case: scenes, and the fields
+               of bench.accuracy.Accuracy (see `accuracy`).
     parity     passed, failed, reference, missing where there was nothing to compare with, or not judged where nothing was
                detected and only that counts
 

@@ -2,7 +2,7 @@
 
 The job names the case, what to load, the inputs, how many samples to take, and where measurements and raw outputs go.
 Samples stay in memory until all is measured. Nothing here imports torch or a runtime before the backend does itself;
-end_to_end, whose host side needs torch, comes after memory was read. A cold case makes what it loads itself, in caches
+end_to_end, whose host side needs torch, comes last. A cold case makes what it loads itself, in caches
 that are empty. An accuracy case is `predict`'s.
 """
 
@@ -29,7 +29,7 @@ from sam3lab.bench.clock import Clock, CudaEvents, now, steady, warm_up  # noqa:
 from sam3lab.bench.gpu_monitor import GpuMonitor  # noqa: E402
 from sam3lab.bench.host_speed import HostSpeed  # noqa: E402
 from sam3lab.bench.inputs import Inputs  # noqa: E402
-from sam3lab.bench.stages import PARTS, WHOLES, Stages, end_to_end  # noqa: E402
+from sam3lab.bench.stages import PARTS, Stages, end_to_end  # noqa: E402
 
 _HEAVY = ("torch", "transformers", "onnxruntime", "openvino", "tensorrt", "pandas", "scipy")
 
@@ -120,23 +120,27 @@ class _Worker:
         self._facts |= _torch_facts()
 
     def steady(self, samples: int, seconds: float) -> None:
-        """Warm-up and steady state of the stages of the model, then memory."""
+        """Warm-up and steady state of the stages of the model, and memory."""
         at_startup = memory.rss_peak()
         gc.freeze()  # what is loaded stays: the collections between the stages need not go through it again
         self._facts["rss_peak_was_reset"] = memory.reset_rss_peak()
-        for stage in ("pipeline",) if self._case.mode == "pipeline" else (*PARTS, *WHOLES):
-            self._steady(stage, getattr(self.stages, stage), samples, seconds)
+        # the pipeline comes first, and memory is read after it: what a user runs, and alike in every mode, since a stage
+        # that is called alone has graphs, and with them memory, of its own
+        self._steady("pipeline", self.stages.pipeline, samples, seconds)
         readings = {"rss": self._rss_loaded, "rss_peak_startup": at_startup, "rss_peak": memory.rss_peak()}
         if self._gpu_loaded is not None:
             readings |= {"gpu": self._gpu_loaded, "gpu_peak": self._gpu.peak}
         for metric, value in (readings | memory.torch_peaks()).items():
             self._add("process", "memory", metric, "MB", [value])
+        for stage in () if self._case.mode == "pipeline" else (*PARTS, "pipeline_cached"):
+            self._steady(stage, getattr(self.stages, stage), samples, seconds)
         self._facts["imported"] = [name for name in _HEAVY if name in sys.modules]
 
     def end_to_end(self, checkpoint: Path, samples: int, seconds: float) -> None:
         call = end_to_end(self.backend, self.inputs, checkpoint, list(self._case.prompts))
         _tell("first end_to_end")
-        self._first("end_to_end", call)
+        made = self._first("end_to_end", call)
+        self._add("end_to_end", "steady", "masks", "1", [len(made)])
         self._steady("end_to_end", call, samples, seconds)
 
     def facts(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def tell(study, goes: dict, ran: dict) -> None:
         study.note(numbers(frame) | (twice := of_notebooks(frame, ran)))
         study.say(
             "- Of {again.count.pipeline} that several goes measured, the medians of the pipeline are up to {again.most.pipeline} apart.",
-            "- From a JPEG's bytes to masks, those of {again.count.end_to_end} are up to {again.most.end_to_end} apart.",
+            "- From a JPEG's bytes on, end to end, those of {again.count.end_to_end} are up to {again.most.end_to_end} apart.",
             "- From the start of a process to its first masks, those of {again.count.startup} are up to {again.most.startup} apart with all compiled before.",
             "- With nothing compiled before, those of {again.count.cold} are up to {again.most.cold} apart.",
         )
@@ -34,7 +34,7 @@ def tell(study, goes: dict, ran: dict) -> None:
                 f"- Of the goes of {notebook} alone, those of the pipeline are up to {{again.most.{notebook}.pipeline}} apart in {{again.count.{notebook}.pipeline}}."
             )
         study.say(
-            "- **{again.name.*}**: from go to go the medians of the pipeline are up to {again.within.pipeline.*} apart, and {again.within.end_to_end.*} from a JPEG's bytes to masks.",
+            "- **{again.name.*}**: from go to go the medians of the pipeline are up to {again.within.pipeline.*} apart, and {again.within.end_to_end.*} end to end.",
             each=rows(frame),
         )
         study.table(

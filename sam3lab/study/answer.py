@@ -39,7 +39,7 @@ class Taken(NamedTuple):
 
 USES = (
     Use("image", "One image, one prompt", "runtimes.latency", "01_runtimes"),
-    Use("decoded", "From a JPEG's bytes to masks", "runtimes.end_to_end", "01_runtimes"),
+    Use("decoded", "From a JPEG's bytes, end to end", "runtimes.end_to_end", "01_runtimes"),
     Use("several", "One image, {prompts.objects} prompts", "prompts.several", "03_prompts"),
     Use("prompts", "One image, {calls.prompts.most} prompts", "calls.prompts.latency", "06_calls"),
     Use("images", "Many images, {calls.images.most} at most a call", "calls.images.rate", "06_calls", "more"),

@@ -87,7 +87,7 @@ def table(judged):
             each.claim.id,
             each.claim.section,
             each.claim.claim,
-            each.claim.stated["text"],
+            each.claim.stated["text"] if each.claim.value else "–",  # a sentence without a figure
             each.tested or "–",
             each.here or "–",
             each.verdict,

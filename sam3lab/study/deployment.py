@@ -6,8 +6,8 @@ from sam3lab.study.style import look, ordered
 
 # {column of bench.deployment.table: (heading, unit)}; of each, more is harder.
 RESPECTS = {
-    "packages": ("Packages", ""),
-    "installed_mb": ("Installed, MB", "MB"),
+    "packages": ("Packages to run", ""),
+    "installed_mb": ("Installed to run, MB", "MB"),
     "steps": ("Steps", ""),
     "export_s": ("Export, s", "s"),
     "build_s": ("Build, s", "s"),
@@ -83,8 +83,8 @@ def judged(backend: str, known: dict[str, dict]) -> tuple[str, str, str]:
     stars = {claim.backend: claim.value for claim in load() if claim.metric == "difficulty"}
     own = of(backend, known)
     here = ", ".join(_said(column, known[f"deployment.{column}.{backend}"]) for column in own)
-    others = {name: of(name, known) for name in stars if name != backend}
-    others = {name: other for name, other in others.items() if len(own.keys() & other.keys()) >= LEAST}
+    every = {name: of(name, known) for name in stars if name != backend}
+    others = {name: other for name, other in every.items() if len(own.keys() & other.keys()) >= LEAST}
     if not others:
         why = "too little is known here of it, or of the others, for steps and lines do not decide alone"
         return here, UNTESTED, f"{why}: `sam3lab study --notebook 07_deployment` counts the rest of what is installed"
@@ -97,6 +97,7 @@ def judged(backend: str, known: dict[str, dict]) -> tuple[str, str, str]:
         order = "harder" if less > 0 else "easier"
         said.append(f"{order} than {look(name).label} in {agree} of {len(signs)} respects, the other way in {against}")
     verdict = CONTRADICTED if min(found) < 0 else REPRODUCED if min(found) > 0 else UNTESTED
+    said += [f"too little is known here of {look(name).label}" for name in every if name not in others]
     return here, verdict, "; ".join(said)
 
 
@@ -111,8 +112,8 @@ def _said(column: str, record: dict) -> str:
 
 
 WORDS = {
-    "packages": "packages",
-    "installed_mb": "installed",
+    "packages": "packages to run",
+    "installed_mb": "installed to run",
     "steps": "steps",
     "export_s": "of export",
     "build_s": "of building",

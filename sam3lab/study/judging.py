@@ -107,7 +107,7 @@ def _weighed(claim: Claim, known: Known, asked: Question) -> tuple[str, str]:
     if asked.how == ADDED and any(each.estimate.low <= 1 <= each.estimate.high for each in asked.readings):
         padded = "every phrase is padded to one length, so that a longer one adds nothing"
     if padded and claim.condition == "description" and not states[HOLDS] + states[NOISY]:
-        return CONTRADICTED, f"{padded}, on every machine"
+        return CONTRADICTED, padded
     if setting.device == "cpu":
         return UNTESTED, "the article's is of a GPU; this study ran on a CPU"
     if setting.checkpoint not in PUBLISHED:
@@ -116,7 +116,7 @@ def _weighed(claim: Claim, known: Known, asked: Question) -> tuple[str, str]:
         return REPRODUCED, f"holds on {setting.machine}{_among(states[HOLDS], asked)}"
     if states[NOISY]:
         return UNTESTED, f"too noisy: {_noise(asked)}{_among(states[NOISY], asked)}"
-    failed = ", in any reading" if len(asked.readings) > 1 else ""
+    failed = ", in any reading" if len(asked.readings) > 1 else f", in the only reading: {asked.readings[0].words}"
     return CONTRADICTED, f"does not hold on {setting.machine}{failed}{padded and f'; {padded}'}"
 
 
@@ -124,7 +124,7 @@ def _among(words: list[str], asked: Question) -> str:
     """Of which of several readings something is said."""
     whole = len(asked.readings)
     if len(words) == whole:
-        return ", in every reading" if whole > 1 else ""
+        return ", in every reading" if whole > 1 else f", in the only reading: {words[0]}"
     return f", in {len(words)} of {whole} readings: {'; '.join(words)}"
 
 

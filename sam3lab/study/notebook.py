@@ -143,6 +143,15 @@ class Study(Page):
         mode = "model" if "prompts" in other else "pipeline" if other else "speed"
         return Case(**{"mode": mode} | fields)
 
+    def apart(self, cases: list, mode: str) -> list:
+        """The cases, a base case as one of its own in that mode: measured beside the others, and not, in a study of several
+        notebooks, by one of those before it, when the machine was perhaps a little faster. As results have them that are
+        shown and were made otherwise.
+        """
+        own = [replace(case, mode=mode) if case.mode == "speed" else case for case in cases]
+        there = set() if self.measuring else set(self.samples()["case"])
+        return own if self.measuring or any(case.id in there for case in set(own) - set(cases)) else cases
+
     def lists(self, counts: list[int]) -> dict[int, tuple[str, ...]]:
         """{count: that many prompts of one word}, its own first; UserError where not so many words are stored."""
         from sam3lab import prompts

@@ -2,7 +2,7 @@
 
 The article's machine (an A100) is not the reader's, so that an absolute figure can hardly be tested; the ratios between
 the article's own rows can. Where the article leaves open what was measured (the precision of either side, the checkpoint
-under PyTorch, how several objects were passed), a claim has several readings, and claims of one kind have the same ones.
+under PyTorch, how several objects were passed), a claim has several readings.
 """
 
 from dataclasses import dataclass
@@ -69,13 +69,22 @@ class Known:
         return presets.precision(backend, self.setting.precision)
 
     def precisions(self, backend: str = NATIVE) -> list[str]:
-        """Those that a runtime may have had in the article: that of its row, and fp32."""
-        return list(dict.fromkeys([self.precision(backend), "fp32"]))
+        """Those that a runtime may have had in the article: of its side of `pairs`, where native PyTorch has one too."""
+        return list(dict.fromkeys([own for own, _ in self.pairs(backend)]))
 
     def pairs(self, backend: str) -> list[tuple[str, str]]:
-        """Those that a runtime and native PyTorch may have had there: both the row's, the row's against fp32, both fp32."""
+        """Those that a runtime and native PyTorch may have had there: both the row's, the row's against fp32, both fp32.
+
+        The article's TensorRT has --fp16. Its graphs of ONNX Runtime may be in float32, whose products the CUDA provider
+        computes in TF32 unless it is told otherwise.
+        """
         own = self.precision(backend)
-        return list(dict.fromkeys([(own, own), (own, "fp32"), ("fp32", "fp32")]))
+        found = [(own, own), (own, "fp32")]
+        if backend != "tensorrt":
+            found.append(("fp32", "fp32"))
+        if backend == "onnxruntime" and self.setting.device == "cuda":
+            found += [("tf32", "fp32"), ("tf32", "tf32")]
+        return list(dict.fromkeys(found))
 
     def get(self, *keys: str, factor: float = 1.0) -> Estimate | None:
         """The number under the first of these keys that was recorded, times a factor, as an estimate; None without one."""
@@ -146,6 +155,7 @@ def _speeds(backend: str, known: Known) -> list[tuple[str, Estimate | None]]:
     found, huge = [], []
     for own, native in known.pairs(backend):
         keys = [f"runtimes.{'speedup' if own == native else 'gain'}.{backend}.{own}"]
+        keys += [f"precision.speedup.{backend}.{own}"] if own == native else []
         if native == "fp32":  # which the notebook on precision compares all with
             keys.append(f"precision.gain.{backend}.{own}")
         speed = known.get(*keys)

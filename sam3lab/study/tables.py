@@ -107,6 +107,14 @@ def counted(samples, by=BY, stage: str = "pipeline") -> dict:
     return {group: f"{calls.get(group, 0)} of {count}" for group, count in every.items()}
 
 
+def masks(samples) -> str:
+    """What `end_to_end` ends with, in words: so many masks, or what results have that were measured when it made those of
+    what scored high enough, which nothing did.
+    """
+    made = samples.loc[samples["metric"] == "masks", "value"]
+    return f"{made.max():g} masks" if len(made) else "detections, of which there were none"
+
+
 def with_peaks(samples, device: str):
     """The samples and, as PEAK says, the greatest memory of each process in MB, that of starting up included.
 
