@@ -345,8 +345,8 @@ def test_what_few_requests_or_a_growing_queue_cannot_tell_has_no_interval(load, 
     ]
     (found,) = estimates.curve(pd.DataFrame(lines), 1.0).to_dict("records")
     # blocks that differ by a request have the same weight
-    assert found["p50"].value == pytest.approx(np.median(latencies), rel=1e-3)
-    assert found["p95"].value == pytest.approx(np.quantile(latencies, 0.95), rel=1e-3)
+    assert found["p50"].value == pytest.approx(np.median(latencies), rel=2e-4)
+    assert found["p95"].value == pytest.approx(np.quantile(latencies, 0.95), rel=2e-4)
     assert [not np.isnan(found[name].low) for name in ("p50", "p95")] == [median, p95]
     for name in ("p50", "p95"):
         assert np.isnan(found[name].low) or found[name].low < found[name].value < found[name].high

@@ -59,9 +59,9 @@ LIMITS = {
 }
 """Where they come from. fp32: rounding is 6e-8 an operation, and reordered sums over some fifty layers leave 1e-6 to
 1e-5; 1e-4 is the study's bar. tf32 and fp16 round products to 11 bits (5e-4), bf16 to 8 bits (4e-3); about twenty to
-forty such steps add up before normalisation layers rein them in; bf16 is held to less than eight times fp16's limit,
-since a detector without its position encoding differs by 7e-2 with random weights. A cosine under 0.99 is no rounding: public FP16 engines
-of this model that overflow have 0.04. A relative error r alone allows a cosine down to 1 − r²/2, so that the cosine
+forty such steps add up before normalisation layers rein them in. bf16 rounds off eight times as much as fp16 and is
+allowed twice as much, since a detector without its position encoding differs by 7e-2 with random weights. A cosine under
+0.99 is no rounding: public FP16 engines of this model that overflow have 0.04. A relative error r alone allows a cosine down to 1 − r²/2, so that the cosine
 limits catch what a norm lets pass only where they are tighter. int8 and fp8 move every tensor on purpose, and are judged
 by what they detect; the limits allow what quantised detectors are commonly published with (about one point of accuracy).
 """
@@ -174,7 +174,11 @@ def _limits(case: Case) -> dict[str, float | None]:
     """All numbers that a case's measures and verdict depend on."""
     split = case.mode == "accuracy"
     limits = SPLIT if split else LIMITS[case.precision]
-    return asdict(limits) | {"threshold": CONFIDENCE if split else SCORE_THRESHOLD, "box_iou": BOX_IOU}
+    return asdict(limits) | {
+        "presence": PRESENCE,
+        "threshold": CONFIDENCE if split else SCORE_THRESHOLD,
+        "box_iou": BOX_IOU,
+    }
 
 
 def _tensor(file: Any, name: str, text_mask: np.ndarray) -> np.ndarray | None:

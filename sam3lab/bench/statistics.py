@@ -3,8 +3,8 @@
 What differs from round to round (a process's memory layout, clocks, a neighbour) does not average out within one, so
 that a round counts as one observation, however many samples it has: the quantile of its samples. The interval is
 Student's t over the logarithms of the rounds' quantiles, put around the estimate from all samples, in which each round
-has the same weight (`quantile`): only the highest level of repetition counts (Kalibera & Jones 2013, "Rigorous benchmarking in reasonable time"), and the noise of times is
-by factors. Few rounds tell little of their own noise; that of several cases of one kind can be pooled, as in an analysis
+has the same weight (`quantile`): only the highest level of repetition counts (Kalibera & Jones 2013, "Rigorous
+benchmarking in reasonable time"), and the noise of times is by factors. Few rounds tell little of their own noise; that of several cases of one kind can be pooled, as in an analysis
 of variance (`pooled`). A single round tells nothing of it: its estimate has no interval (NaN), and nothing is concluded
 from it. Where a run goes on until its intervals are narrow (runner's most_rounds), they are somewhat too narrow.
 """

@@ -149,8 +149,10 @@ class Study(Page):
         shown and were made otherwise.
         """
         own = [replace(case, mode=mode) if case.mode == "speed" else case for case in cases]
-        there = set() if self.measuring else set(self.samples()["case"])
-        return own if self.measuring or any(case.id in there for case in set(own) - set(cases)) else cases
+        if self.measuring:
+            return own
+        there = set(self.samples()["case"])
+        return own if any(case.id in there for case in set(own) - set(cases)) else cases
 
     def lists(self, counts: list[int]) -> dict[int, tuple[str, ...]]:
         """{count: that many prompts of one word}, its own first; UserError where not so many words are stored."""

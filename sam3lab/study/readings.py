@@ -69,7 +69,7 @@ class Known:
         return presets.precision(backend, self.setting.precision)
 
     def precisions(self, backend: str = NATIVE) -> list[str]:
-        """Those that a runtime may have had in the article: of its side of `pairs`, where native PyTorch has one too."""
+        """Those that a runtime may have had in the article: its own of `pairs`."""
         return list(dict.fromkeys([own for own, _ in self.pairs(backend)]))
 
     def pairs(self, backend: str) -> list[tuple[str, str]]:

@@ -99,9 +99,9 @@ def curve(rows, deadline: float):
 
     backend, precision, experiment, load (the share of the capacity that was meant to be offered), share (what was: arrivals
     are random) and rate (that, per second), asked, answered (requests), in_time (the share of all that was answered within
-    `deadline` seconds), refused (% answered 429, at once), failed (% with another status than
-    that and 200, or none), batch (mean requests computed together); p50 and p95 (Estimate, ms, of those answered; None
-    for no answer, and of p95 for fewer than LEAST_FOR_P95; which have an interval is said above).
+    `deadline` seconds), refused (% answered 429, at once), failed (% with another status than that and 200, or none), batch
+    (mean requests computed together); p50 and p95 (Estimate, ms, of those answered; None for no answer, and of p95 for
+    fewer than LEAST_FOR_P95; which have an interval is said above).
     """
     import pandas as pd
 
