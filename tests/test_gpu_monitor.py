@@ -256,6 +256,7 @@ def test_what_has_just_ended_is_waited_for(monkeypatch):
 
 
 def test_memory_of_this_process_is_told_or_else_the_growth_of_the_devices(monkeypatch):
+    monkeypatch.setattr(memory, "_torch_cuda", lambda: None)  # another test may have filled a real GPU
     told = nvml.Gpu(
         Library(
             MemoryInfo=lambda version=None: memory_in_use(9000),
@@ -323,6 +324,7 @@ def test_a_worker_on_a_gpu_writes_what_was_read_beside_the_times_of_the_pipeline
         CurrentClocksThrottleReasons=0x24,
     )
     monkeypatch.setattr(nvml, "gpu", lambda: nvml.Gpu(library, object()))
+    monkeypatch.setattr(memory, "_torch_cuda", lambda: None)
     monkeypatch.setattr(gpu_monitor, "WINDOW", 0.05)
 
     class Slowed(HostSpeed):

@@ -43,7 +43,8 @@ class Ballast:
         torch.cuda.empty_cache()
 
     def _take(self):
-        for size in (2**32, 2**30, 2**26, 2**21):
+        # the last is the most that torch does not take 20 MiB of the driver for, which would leave as much to others
+        for size in (2**32, 2**30, 2**26, 2**20):
             try:
                 while True:
                     self._pieces.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
