@@ -227,8 +227,13 @@ def test_rows_of_parts_are_put_together_only_to_be_listed(machine):
     one = len(results.load(machine / "a"))
     assert len(stored.gathered(machine, results.load)) == 2 * one
     table = checks.parity(stored.gathered(machine, results.parity_rows), stored.gathered(machine, results.load))
-    assert len(table) == len(BASE) - 1 and set(table["Verdict"]) == {"passed"}  # one row a case, the reference has none
+    assert len(table) == len(BASE) - 1 and set(table["Verdict"]) == {"passed"}  # the reference has none
+    samples = stored.gathered(machine, results.load)
+    again = samples[samples["case"] == BASE[1].id].assign(case="other", mode="pipeline")  # fewer of its stages timed
     rows = stored.gathered(machine, results.parity_rows)
+    other = rows[rows["case"] == BASE[1].id].assign(case="other", relative_error=0.5)
+    pooled = checks.parity(pd.concat([rows, other], ignore_index=True), pd.concat([samples, again]))
+    assert len(pooled) == len(table) and pooled["Relative error"].max() == 0.5
     rows.loc[rows["backend"].eq("onnxruntime").idxmax(), "passed"] = False  # in one part alone
     table = checks.parity(rows, stored.gathered(machine, results.load)).set_index("Runtime")
     assert table.loc["ONNX Runtime", "Verdict"] == "FAILED" and (table["Verdict"] == "FAILED").sum() == 1

@@ -26,6 +26,8 @@ FACTS = {
     "code": "Digest of the measuring code",
 }
 
+COMPUTED = ["backend", "checkpoint", "precision", "resolution", "batch", "prompts"]  # what a case computes
+
 
 def environment(facts: dict):
     """What the run was made on, as a table of two columns; packages that are not installed are left out."""
@@ -126,8 +128,8 @@ def rate(row: dict | None) -> Estimate:
 
 
 def parity(rows, samples):
-    """One row a case that was compared with native PyTorch: its worst agreement in each respect, of all goes, and the
-    verdict. The checkpoint is told where there are several.
+    """One row for what was compared with native PyTorch, whichever of its stages were timed: its worst agreement in each
+    respect, of all cases and goes, and the verdict. The checkpoint is told where there are several.
 
     rows: results.parity_rows'. samples: results.load's, for what the cases are.
     """
@@ -139,11 +141,14 @@ def parity(rows, samples):
         .sort_values(["prompts", "resolution", "batch"])
     )
     rank = ordered(cases["backend"])
-    cases = cases.sort_values("backend", key=lambda names: names.map(rank.index), kind="stable").set_index("case")
+    cases = cases.sort_values("backend", key=lambda names: names.map(rank.index), kind="stable")
+    firsts = cases.groupby(COMPUTED)["case"].transform("first")  # which stand for the others
+    rows = rows[rows["case"] != rows["reference"]]
+    rows = rows.assign(case=rows["case"].map(dict(zip(cases["case"], firsts, strict=True))))
     verdicts = parity_verdicts(rows)
-    compared = {case: group for case, group in rows.groupby("case") if case != group["reference"].iloc[0]}
+    compared = dict(iter(rows.groupby("case")))
     table = []
-    for case, about in cases.iterrows():
+    for case, about in cases.set_index("case").iterrows():
         if case not in compared:
             continue
         group = compared[case]
