@@ -26,7 +26,7 @@ FACTS = {
     "code": "Digest of the measuring code",
 }
 
-COMPUTED = ["backend", "checkpoint", "precision", "resolution", "batch", "prompts"]  # what a case computes
+TOLD = ["backend", "checkpoint", "precision", "resolution", "batch", "prompts"]  # of a case, in the table of agreement
 
 
 def environment(facts: dict):
@@ -128,8 +128,9 @@ def rate(row: dict | None) -> Estimate:
 
 
 def parity(rows, samples):
-    """One row for what was compared with native PyTorch, whichever of its stages were timed: its worst agreement in each
-    respect, of all cases and goes, and the verdict. The checkpoint is told where there are several.
+    """One row for the cases that are alike in TOLD and were compared with native PyTorch, whichever of their stages were
+    timed: their worst agreement in each respect, of all goes, and the verdict. The checkpoint is told where there are
+    several.
 
     rows: results.parity_rows'. samples: results.load's, for what the cases are.
     """
@@ -142,13 +143,14 @@ def parity(rows, samples):
     )
     rank = ordered(cases["backend"])
     cases = cases.sort_values("backend", key=lambda names: names.map(rank.index), kind="stable")
-    firsts = cases.groupby(COMPUTED)["case"].transform("first")  # which stand for the others
+    cases = cases.set_index("case", drop=False)
+    firsts = cases.groupby(TOLD)["case"].transform("first")  # by case: the one that stands for all alike
     rows = rows[rows["case"] != rows["reference"]]
-    rows = rows.assign(case=rows["case"].map(dict(zip(cases["case"], firsts, strict=True))))
+    rows = rows.assign(case=rows["case"].map(firsts))
     verdicts = parity_verdicts(rows)
     compared = dict(iter(rows.groupby("case")))
     table = []
-    for case, about in cases.set_index("case").iterrows():
+    for case, about in cases.iterrows():
         if case not in compared:
             continue
         group = compared[case]
